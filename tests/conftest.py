@@ -1,0 +1,38 @@
+"""What every test starts from: no settings of the developer's own, strict, a cache of its own, an empty Dynamo."""
+
+from __future__ import annotations
+
+import os
+import random
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from trt_dynamo.settings import PREFIX
+
+
+@pytest.fixture(autouse=True)
+def fresh_start(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[None]:
+    """Settings that hide no error of ours, and nothing left over from the test before."""
+    for variable in [name for name in os.environ if name.startswith(PREFIX)]:
+        monkeypatch.delenv(variable)
+    monkeypatch.setenv(f"{PREFIX}STRICT", "1")
+    monkeypatch.setenv(f"{PREFIX}CACHE_DIR", str(tmp_path / "engine-cache"))
+    monkeypatch.setenv(f"{PREFIX}PROGRESS", "off")
+    random.seed(0)
+    if "torch" in sys.modules:
+        sys.modules["torch"].manual_seed(0)
+    forget()
+    yield
+    forget()
+
+
+def forget() -> None:
+    """Drops what Dynamo compiled, the report's counts, and which warnings were given; imports nothing for it."""
+    if "torch._dynamo" in sys.modules:
+        sys.modules["torch._dynamo"].reset()
+    if "trt_dynamo.reports" in sys.modules:
+        sys.modules["trt_dynamo.reports"].reset_report()
+    sys.modules["trt_dynamo.settings"].warn_once.cache_clear()

@@ -1,0 +1,316 @@
+"""Every setting, in one place: its default, its environment variable and its option in `torch.compile(options=...)`.
+
+Options beat `TRT_DYNAMO_<NAME>` variables, which beat the defaults. A bad option raises `SettingsError`; a bad variable
+warns once and is ignored, so that a typing error in a shell never stops a training run. docs/settings.md is made from
+here.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import functools
+import logging
+import operator
+import os
+import re
+import types
+import typing
+from collections.abc import Iterable, Mapping
+from fractions import Fraction
+from pathlib import Path
+from typing import Any, Literal
+
+from trt_dynamo.errors import SettingsError
+
+log = logging.getLogger(__name__)
+
+PREFIX = "TRT_DYNAMO_"
+
+Runtime = Literal["auto", "tensorrt", "reference", "eager"]
+Flavor = Literal["auto", "tensorrt", "tensorrt_rtx"]
+CacheMode = Literal["on", "readonly", "refresh", "off"]
+Progress = Literal["auto", "on", "off"]
+
+YES, NO = ("1", "true", "yes", "on"), ("0", "false", "no", "off")
+UNITS = {"": 1, "K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
+
+
+@dataclasses.dataclass(frozen=True)
+class Rule:
+    """What a field holds besides its type: its sentence in the docs, its unit, its bounds, the form of its items."""
+
+    help: str
+    engine: bool = False  # the setting changes the engine, so it is part of the cache key
+    unit: Literal["", "bytes"] = ""
+    low: int = 0
+    high: int | None = None
+    item: str = ""  # what each item of a list must match,
+    example: str = ""  # and what such an item looks like
+    env_only: bool = False
+
+
+def setting(default: Any, help: str, **rules: Any) -> Any:
+    """A field of `Settings` with its `Rule`."""
+    return dataclasses.field(default=default, metadata={"rule": Rule(help, **rules)})
+
+
+@dataclasses.dataclass(frozen=True)
+class Settings:
+    """What a user can tune. Field names are the option names; `TRT_DYNAMO_` + the upper-case name is the variable.
+
+    Raises:
+        SettingsError: a value does not parse as its field's type.
+    """
+
+    runtime: Runtime = setting(
+        "auto",
+        "what runs the engines: `auto` (TensorRT where it can run, else eager with one warning), `tensorrt`, "
+        "`reference` (the reference evaluator: slow, exact, needs no GPU), `eager` (build nothing)",
+    )
+    flavor: Flavor = setting(
+        "auto",
+        "which TensorRT package to load: `auto` prefers `tensorrt`, then `tensorrt_rtx`; picked once per process",
+        env_only=True,
+    )
+    min_segment_nodes: int = setting(3, "a run of fewer compute nodes than this is not worth an engine and stays eager")
+    eager_ops: tuple[str, ...] = setting(
+        (),
+        "ATen ops to keep in eager, for example `aten.gelu,aten.addmm.default`",
+        item=r"\w+\.\w+(\.\w+)?",
+        example="aten.gelu or aten.gelu.default",
+    )
+    strict: bool = setting(
+        False, "raise what would otherwise fall back to eager because of an error of ours or TensorRT's"
+    )
+    cache: CacheMode = setting(
+        "on", "the engine cache on disk: `on`, `readonly`, `refresh` (rebuild and replace), `off`"
+    )
+    cache_dir: Path | None = setting(
+        None, "the cache's folder; the default is the user's cache folder for `trt_dynamo`"
+    )
+    cache_size: int = setting(
+        20 * 2**30, "the cache's largest size; the least recently used engines go first", unit="bytes"
+    )
+    targets: tuple[str, ...] = setting(
+        (),
+        "compute capabilities to build for ahead of time (TensorRT-RTX only), for example `8.6,8.9,12.0`; "
+        "the default is RTX's portable engine",
+        engine=True,
+        item=r"[1-9]\d?\.\d",
+        example="8.6 or 12.0",
+    )
+    optimization_level: int | None = setting(None, "TensorRT's builder optimization level, 0 to 5", engine=True, high=5)
+    workspace: int | None = setting(None, "the largest scratch memory of an engine", engine=True, unit="bytes", low=1)
+    max_weight_sets: int = setting(
+        4, "how many sets of weights (a model, its EMA copy, ...) get engines of their own", low=1
+    )
+    rebuild_after: int = setting(
+        8, "after a change of weights, how many calls with the same weights run in eager before the engine is rebuilt"
+    )
+    progress: Progress = setting("auto", "progress bars for long builds: `auto` shows them on a terminal only")
+
+    def __post_init__(self) -> None:
+        for name in FIELDS:
+            object.__setattr__(self, name, parse(name, getattr(self, name), shown=f"setting {name!r}"))
+
+    @classmethod
+    def from_env(cls, environ: Mapping[str, str] | None = None) -> Settings:
+        """The settings that the environment asks for; each mistake in it is warned about once per process."""
+        values, problems = read_env(environ)
+        for problem in problems:
+            warn_once(f"{problem} The variable is ignored.")
+        return cls(**values)
+
+    def merge(self, options: Mapping[str, Any] | None) -> Settings:
+        """These settings, with `options` (the dict given to `torch.compile`) on top.
+
+        Raises:
+            SettingsError: an option is unknown, or its value does not parse.
+        """
+        if options is not None and not isinstance(options, Mapping):
+            raise SettingsError(f"options must be a dict of settings, not {type(options).__name__}")
+        values: dict[str, Any] = {}
+        for name, value in (options or {}).items():
+            if name in FIELDS and rule_of(name).env_only:
+                raise SettingsError(
+                    f"{name!r} is picked once per process: set {variable_of(name)} instead of the option"
+                )
+            values[name] = parse(name, value, shown=f"option {name!r}")
+        return dataclasses.replace(self, **values)
+
+    def engine_fields(self) -> dict[str, Any]:
+        """The settings that change an engine, for the cache's key."""
+        return {name: getattr(self, name) for name in FIELDS if rule_of(name).engine}
+
+
+FIELDS = {field.name: field for field in dataclasses.fields(Settings)}
+
+
+def rule_of(name: str) -> Rule:
+    """The rule of the setting `name`."""
+    rule: Rule = FIELDS[name].metadata["rule"]
+    return rule
+
+
+def variable_of(name: str) -> str:
+    """The environment variable of the setting `name`."""
+    return PREFIX + name.upper()
+
+
+def read_env(environ: Mapping[str, str] | None = None) -> tuple[dict[str, Any], list[str]]:
+    """The settings that `environ` (by default the process's) gives, and a sentence on each of its mistakes.
+
+    An empty variable counts as not set, as is the custom in shells.
+    """
+    environ = os.environ if environ is None else environ
+    values: dict[str, Any] = {}
+    problems: list[str] = []
+    known = {variable_of(name): name for name in FIELDS}
+    for variable in sorted(name for name in environ if name.upper().startswith(PREFIX)):
+        text = environ[variable].strip()
+        if variable not in known:
+            problems.append(unknown(variable, variable, known))
+        elif text:
+            try:
+                values[known[variable]] = parse(known[variable], text, shown=variable)
+            except SettingsError as error:
+                problems.append(str(error))
+    return values, problems
+
+
+@functools.cache
+def warn_once(message: str) -> None:
+    """Logs `message` as a warning, the first time in this process."""
+    log.warning("%s", message)
+
+
+@functools.cache
+def type_of(name: str) -> Any:
+    """The type of the setting `name`."""
+    return typing.get_type_hints(Settings)[name]
+
+
+def nearest(text: str, choices: Iterable[str]) -> str:
+    """`did you mean 'x'?`, or nothing where no choice is near."""
+    by_lower = {choice.lower(): choice for choice in choices}
+    near = difflib.get_close_matches(text.strip().lower().replace("-", "_"), by_lower, n=1)
+    return f"did you mean {by_lower[near[0]]!r}?" if near else ""
+
+
+def sentences(*parts: str) -> str:
+    """The parts that are not empty, each ended like a sentence, those after the first with a capital."""
+    first, *rest = (part if part.endswith(("?", ".")) else f"{part}." for part in parts if part)
+    return " ".join([first, *(part[0].upper() + part[1:] for part in rest)])
+
+
+def unknown(shown: str, name: str, choices: Iterable[str]) -> str:
+    """What an unknown option or variable `name` gets to hear."""
+    return sentences(
+        f"{shown} is not a setting of trt_dynamo", nearest(name, choices), f"The settings are {', '.join(choices)}"
+    )
+
+
+def parse(name: str, value: Any, *, shown: str) -> Any:
+    """`value`, a string or already of the right type, as the type of the field `name`.
+
+    Raises:
+        SettingsError: no such field, or not a value of its type. `shown` is how the message calls it.
+    """
+    if name not in FIELDS:
+        raise SettingsError(unknown(shown, str(name), FIELDS))
+    try:
+        return convert(type_of(name), value, rule_of(name))
+    except (TypeError, ValueError, RuntimeError) as error:  # RuntimeError: `~nobody` has no home
+        raise SettingsError(sentences(f"{shown} cannot be {value!r}", str(error))) from None
+
+
+def convert(kind: Any, value: Any, rule: Rule) -> Any:
+    """`value` as a `kind`. TypeError or ValueError with the reason where it is none."""
+    origin, arguments = typing.get_origin(kind), typing.get_args(kind)
+    if origin is Literal:
+        return convert_choice(value, arguments)
+    if origin in (typing.Union, types.UnionType):
+        if value is None or (isinstance(value, str) and value.strip().lower() in ("", "none", "default")):
+            return None
+        return convert(next(a for a in arguments if a is not type(None)), value, rule)
+    if origin is tuple:
+        return convert_list(value, rule)
+    if kind is bool:
+        return convert_bool(value)
+    if kind is int:
+        return convert_number(value, rule)
+    if not isinstance(value, str | os.PathLike):
+        raise TypeError("expected a folder's path")
+    return Path(value).expanduser().absolute()
+
+
+def convert_choice(value: Any, choices: tuple[str, ...]) -> str:
+    """One of `choices`, in any case; `on` and `off` may also be said as a bool, or as `true`, `0`, ..."""
+    text = str(value).strip().lower() if isinstance(value, str | int) else ""
+    if text not in choices and {"on", "off"} <= {*choices}:
+        text = "on" if text in YES else "off" if text in NO else text
+    if text not in choices:
+        raise ValueError(sentences(f"expected one of {', '.join(choices)}", nearest(str(value), choices)))
+    return text
+
+
+def convert_list(value: Any, rule: Rule) -> tuple[str, ...]:
+    """A tuple of texts, without repeats. A string is split at commas and blanks."""
+    if isinstance(value, str):
+        items = [item for item in re.split(r"[,\s]+", value) if item]
+    elif isinstance(value, Iterable) and not isinstance(value, bytes | Mapping):
+        items = [str(item) for item in value if reads_as_text(item)]
+        items = sorted(items) if isinstance(value, set | frozenset) else items  # a set's order differs by process
+    else:
+        raise TypeError(f"expected a list of texts such as {rule.example}")
+    # torch itself writes an op in these ways
+    items = [item.removeprefix("torch.ops.").replace("::", ".") for item in items]
+    for item in items:
+        if not re.fullmatch(rule.item, item):
+            raise ValueError(f"{item!r} is not of the form {rule.example}")
+    return tuple(dict.fromkeys(items))
+
+
+def reads_as_text(item: Any) -> bool:
+    """Whether an item of a list is a text, a version such as 8.6, or one of torch's ops. TypeError if it is none."""
+    if isinstance(item, str | float) or type(item).__name__ in ("OpOverload", "OpOverloadPacket"):
+        return True
+    raise TypeError(f"expected texts in the list, not {item!r}")
+
+
+def convert_bool(value: Any) -> bool:
+    """A bool, or a word or digit for one."""
+    text = str(value).strip().lower() if isinstance(value, str | int) else ""
+    if text not in YES + NO:
+        raise ValueError(f"expected one of {', '.join(YES + NO)}")
+    return text in YES
+
+
+def convert_number(value: Any, rule: Rule) -> int:
+    """A whole number within the rule's bounds; a size in bytes may bear a unit (K, M, G, T: powers of 1024)."""
+    pattern = r"(\d+)" if not rule.unit else r"(\d+(?:\.\d+)?)\s*([KMGT]?)(?:i?B)?"
+    expected = "a size such as 500MB or 20GB, or a number of bytes" if rule.unit else "a whole number"
+    if rule.high is not None:
+        expected += f" from {rule.low} to {rule.high}"
+    elif rule.low:
+        expected += f", {rule.low} or more"
+    if isinstance(value, float) and value.is_integer():
+        value = int(value)
+    match = None if isinstance(value, bool) else re.fullmatch(pattern, digits(value), re.IGNORECASE | re.ASCII)
+    if match is None:
+        raise ValueError(f"expected {expected}")
+    number = int(Fraction(match[1]) * UNITS[match[2].upper() if rule.unit else ""])
+    if number < rule.low or (rule.high is not None and number > rule.high):
+        raise ValueError(f"expected {expected}")
+    return number
+
+
+def digits(value: Any) -> str:
+    """A number or a text as a text; nothing for what is neither."""
+    if isinstance(value, str):
+        return value.strip()
+    try:
+        return str(operator.index(value))
+    except TypeError:
+        return ""
