@@ -1,0 +1,62 @@
+"""The engine cache. In: a segment's key and a function that builds its plan. Out: the plan, from disk if it is there.
+
+Nothing here knows TensorRT: a plan is bytes with a description. A disk that is full, read-only or not trusted costs the
+cache, with one warning, and never the run; an error of the build itself passes through untouched.
+"""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+
+import platformdirs
+
+from trt_dynamo.cache.entry import Plan
+from trt_dynamo.cache.key import digest, segment_key
+from trt_dynamo.cache.store import Entry, Store
+from trt_dynamo.settings import Settings
+
+__all__ = ["Entry", "Plan", "Store", "digest", "get_or_build", "open_store", "segment_key"]
+
+
+def get_or_build(key: str, build: Callable[[], Plan], settings: Settings) -> tuple[Plan, bool]:
+    """The plan for `key`, and whether it came from the cache.
+
+    Another process that builds the same key is waited for, within bounds. The manifest comes back as JSON gives it
+    (tuples are lists, keys are strings), from a build as from the cache, so that a hit is never different from a miss.
+
+    Raises:
+        TypeError: `build` gave a manifest that JSON cannot hold.
+        Exception: whatever `build` raises.
+    """
+    if settings.cache == "off":
+        return build().as_stored(), False
+    store = open_store(settings)
+    wanted = settings.cache != "refresh"
+    if wanted and (plan := store.get(key)) is not None:
+        return plan, True
+    if store.readonly:
+        return build().as_stored(), False
+    with store.building(key) as waited:
+        if wanted and waited and (plan := store.get(key)) is not None:
+            return plan, True
+        plan = build().as_stored()
+        store.put(key, plan)
+    return plan, False
+
+
+def open_store(settings: Settings) -> Store:
+    """The store that these settings name. The disk is first touched when it is used."""
+    folder = settings.cache_dir or default_folder()
+    return Store(folder.absolute(), settings.cache_size, readonly=settings.cache == "readonly")
+
+
+def default_folder() -> Path:
+    """The user's cache folder for trt_dynamo; without a home folder, one of this user's in the temporary folder."""
+    folder = platformdirs.user_cache_path("trt_dynamo", appauthor=False)
+    if folder.is_absolute():
+        return folder
+    user = os.getuid() if hasattr(os, "getuid") else "user"
+    return Path(tempfile.gettempdir(), f"trt_dynamo-{user}")
