@@ -1,0 +1,142 @@
+"""Runs a TensorRT network in PyTorch. In: an `INetworkDefinition`, then tensors by input name. Out: tensors by output name.
+
+The network is read once, at construction; a call does torch's work only. Half, bfloat16 and fp8 are computed in float32
+and rounded to each layer's output dtype.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from trt_dynamo.errors import EngineError
+from trt_dynamo.log import collected
+from trt_dynamo.reference.control_flow import Graph
+from trt_dynamo.reference.layer import STORAGE, shape_of
+from trt_dynamo.reference.steps import CPU, HOST_ELEMENTS, Frame, Runnable, Step, fits
+
+@dataclass(frozen=True)
+class Signature:
+    """An input or output of a network: dims (-1 for dynamic), the dims' names ("" for none), and the torch dtype."""
+
+    shape: tuple[int, ...]
+    dim_names: tuple[str, ...]
+    dtype: torch.dtype
+
+
+class Evaluator:
+    """A network, read and ready to run many times. It keeps copies of the weights, and nothing of TensorRT's.
+
+    Args:
+        network: an `INetworkDefinition`, complete.
+        constants: the tensors behind weights that Python cannot read back (bf16, fp8, int4, fp4), by the name of the
+            constant's tensor or layer, or as `<layer>.kernel`, `.bias`, `.scale`, `.shift`, `.power`. INT4 as int8
+            values, FP4 as the float32 values. What can be read back is read from the network, whatever is given here.
+
+    Raises:
+        Unsupported: a layer that cannot be evaluated; the text names the layer and why.
+        ConversionError: TensorRT cannot infer a shape, or the network is not complete.
+    """
+
+    def __init__(self, network: Any, constants: Mapping[str, Tensor] | None = None) -> None:
+        with collected():
+            graph = Graph(network, constants or {})
+            self.inputs = signatures([network.get_input(i) for i in range(network.num_inputs)])
+            self.outputs = signatures([network.get_output(i) for i in range(network.num_outputs)])
+            self.plan: list[Runnable] = graph.plan(list(self.outputs))
+            asserted = [layer for layer in graph.assertions()]
+            checks = graph.plan([str(layer.inputs[0]) for layer in asserted])
+            self.plan += [step for step in checks if step not in self.plan]
+            self.plan += [Step(layer) for layer in asserted]
+        self.unused = last_uses(self.plan, [*self.outputs])
+        self.constants = {CPU: graph.constants}
+        self.moved: dict[torch.device, dict[str, Tensor]] = {}
+
+    def __call__(self, inputs: Mapping[str, Tensor], intermediates: bool = False) -> dict[str, Tensor]:
+        """The network's outputs by name, on the inputs' device; see `evaluate`."""
+        device = self.check(inputs)
+        frame = Frame(self.constants_on(device), device, self.moved.setdefault(device, {}))
+        frame.update(inputs)
+        for step, unused in zip(self.plan, self.unused, strict=True):
+            step.execute(frame)
+            if not intermediates:
+                for name in unused:
+                    frame.pop(name, None)
+        names = [*frame] if intermediates else [*self.outputs]
+        return {name: frame[name].to(device) for name in [*names, *self.outputs]}
+
+    def check(self, inputs: Mapping[str, Tensor]) -> torch.device:
+        """The device to run on, after the inputs' names, dtypes and shapes are compared with the network's."""
+        if inputs.keys() != self.inputs.keys():
+            raise EngineError(f"the network's inputs are {sorted(self.inputs)}; given are {sorted(inputs)}")
+        named: dict[str, int] = {}
+        for name, signature in self.inputs.items():
+            value = inputs[name]
+            if value.dtype != signature.dtype:
+                raise EngineError(f"input {name!r} is {value.dtype}; the network says {signature.dtype}")
+            if not fits(value.shape, signature.shape):
+                raise EngineError(f"input {name!r} has the shape {tuple(value.shape)}; the network says {signature.shape}")
+            check_dim_names(name, value.shape, signature.dim_names, named)
+        return next((value.device for value in inputs.values() if value.is_cuda), CPU)
+
+    def constants_on(self, device: torch.device) -> dict[str, Tensor]:
+        if device not in self.constants:
+            self.constants[device] = {
+                name: value if stays_on_host(value) else value.to(device) for name, value in self.constants[CPU].items()
+            }
+        return self.constants[device]
+
+
+def stays_on_host(value: Tensor) -> bool:
+    return not value.is_floating_point() and value.numel() <= HOST_ELEMENTS
+
+
+def check_dim_names(name: str, shape: Sequence[int], dim_names: Sequence[str], named: dict[str, int]) -> None:
+    """Dims of the same name must be equal across all inputs; `named` remembers those seen."""
+    for dim, dim_name in zip(shape, dim_names, strict=True):
+        if dim_name and named.setdefault(dim_name, dim) != dim:
+            raise EngineError(f"input {name!r}: the dim {dim_name!r} is {dim}, and {named[dim_name]} elsewhere")
+
+
+def signatures(tensors: Iterable[Any]) -> dict[str, Signature]:
+    found = {}
+    for tensor in tensors:
+        shape = shape_of(tensor, "network")
+        names = tuple(tensor.get_dimension_name(i) or "" for i in range(len(shape))) if tensor.is_network_input else ()
+        found[tensor.name] = Signature(shape, names, STORAGE[tensor.dtype.name])
+    return found
+
+
+def last_uses(plan: Sequence[Runnable], kept: Iterable[str]) -> list[list[str]]:
+    """For each step of the plan, the tensors that nothing reads after it."""
+    seen = set(kept)
+    unused = []
+    for step in reversed(plan):
+        names = (step.uses | set(step.outputs)) - seen
+        seen |= names
+        unused.append([*names])
+    return unused[::-1]
+
+
+def evaluate(
+    network: Any, inputs: Mapping[str, Tensor], constants: Mapping[str, Tensor] | None = None, intermediates: bool = False
+) -> dict[str, Tensor]:
+    """Runs `network` once; use `Evaluator` to run one often.
+
+    Args:
+        network: an `INetworkDefinition`.
+        inputs: a tensor for every input, of the network's dtype and a shape that it allows; all on one device, but
+            that shape tensors may be on the CPU.
+        constants: see `Evaluator`.
+        intermediates: return every tensor that the outputs needed, by name, inputs included, not only the outputs.
+
+    Raises:
+        Unsupported: a layer that cannot be evaluated.
+        ConversionError: a layer gives another shape or dtype than TensorRT infers.
+        EngineError: wrong inputs, or values that a layer cannot run on (an index out of range, a failed assertion).
+    """
+    return Evaluator(network, constants)(inputs, intermediates)

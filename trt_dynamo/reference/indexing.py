@@ -1,0 +1,177 @@
+"""Layers that look elements up by index: GATHER, SCATTER, ONE_HOT, NON_ZERO, NMS."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from trt_dynamo.errors import EngineError
+from trt_dynamo.reference.layer import STORAGE, Layer, Run, evaluates
+
+
+def from_start(index: Tensor, size: int) -> Tensor:
+    """Indices as int64, negative ones counted from the end."""
+    index = index.long()
+    return torch.where(index < 0, index + size, index)
+
+
+def bounded(index: Tensor, size: int) -> tuple[Tensor, Tensor | None]:
+    """Indices brought inside, and which were outside; None where none can be (known without a copy on the CPU only)."""
+    index = from_start(index, size)
+    outside = (index < 0) | (index >= size)
+    if not index.is_cuda and not bool(outside.any()):
+        return index, None
+    return index.clamp(0, max(size - 1, 0)), outside
+
+
+@evaluates("GATHER", exact=True)
+def gather(layer: Layer) -> Run:
+    native = layer.native
+    mode, axis, batch = native.mode.name, native.axis, native.num_elementwise_dims
+    if mode == "ELEMENT":
+        return lambda x, index: gather_elements(x, index, axis)
+    if mode == "ND":
+        return lambda x, index: gather_nd(x, index, batch)
+    return lambda x, index: gather_slices(x, index, axis, batch)
+
+
+def gather_elements(x: Tensor, index: Tensor, axis: int) -> Tensor:
+    index, outside = bounded(index, x.shape[axis])
+    if x.shape[axis] == 0:
+        return x.new_zeros(index.shape)
+    result = torch.gather(x, axis, index)
+    return result if outside is None else result.masked_fill(outside, 0)
+
+
+def gather_slices(x: Tensor, index: Tensor, axis: int, batch: int) -> Tensor:
+    """x[..., index, ...] along the axis, the first `batch` dims shared; an index outside reads zeros."""
+    axis = axis % x.dim()
+    index, outside = bounded(index, x.shape[axis])
+    shape = (*x.shape[:axis], *index.shape[batch:], *x.shape[axis + 1 :])
+    if x.shape[axis] == 0:
+        return x.new_zeros(shape)
+    if batch == 0:
+        result = x.index_select(axis, index.reshape(-1)).reshape(shape)
+    else:
+        flat = index.flatten(batch)
+        view = [*flat.shape[:batch], *[1] * (axis - batch), flat.shape[-1], *[1] * (x.dim() - axis - 1)]
+        wanted = [*x.shape[:axis], flat.shape[-1], *x.shape[axis + 1 :]]
+        result = torch.gather(x, axis, flat.reshape(view).expand(wanted)).reshape(shape)
+    if outside is None:
+        return result
+    view = [*outside.shape[:batch], *[1] * (axis - batch), *outside.shape[batch:], *[1] * (x.dim() - axis - 1)]
+    return result.masked_fill(outside.reshape(view), 0)
+
+
+def gather_nd(x: Tensor, index: Tensor, batch: int) -> Tensor:
+    """The slices of x that the rows of `index` point at, the first `batch` dims shared."""
+    depth = index.shape[-1]
+    items = x.reshape(-1, *x.shape[batch:])
+    rows = index.reshape(items.shape[0], -1, depth)
+    places = [from_start(rows[..., i], x.shape[batch + i]) for i in range(depth)]
+    check_bounds(places, x.shape[batch : batch + depth])
+    item = torch.arange(items.shape[0], device=x.device).unsqueeze(1).expand(rows.shape[:2])
+    return items[(item, *places)].reshape(*index.shape[:-1], *x.shape[batch + depth :])
+
+
+def check_bounds(places: list[Tensor], size: torch.Size) -> None:
+    for place, length in zip(places, size, strict=True):
+        if not place.is_cuda and place.numel() and not (0 <= int(place.min()) and int(place.max()) < length):
+            raise EngineError(f"an index is out of range: {int(place.min())} to {int(place.max())} in {length}")
+
+
+@evaluates("SCATTER", exact=True)
+def scatter(layer: Layer) -> Run:
+    """The data with updates written at the indices; which of two writes to one place wins is undefined."""
+    if layer.native.mode.name == "ND":
+        return scatter_nd
+    axis = layer.native.axis
+
+    def run(x: Tensor, index: Tensor, updates: Tensor) -> Tensor:
+        return torch.scatter(x, axis, from_start(index, x.shape[axis]), updates)
+
+    return run
+
+
+def scatter_nd(x: Tensor, index: Tensor, updates: Tensor) -> Tensor:
+    depth = index.shape[-1]
+    places = [from_start(index[..., i], x.shape[i]) for i in range(depth)]
+    check_bounds(places, x.shape[:depth])
+    if depth == 0:
+        return updates.reshape(x.shape).clone()
+    result = x.clone()
+    result[tuple(places)] = updates
+    return result
+
+
+@evaluates("ONE_HOT", exact=True, host=(2,))
+def one_hot(layer: Layer) -> Run:
+    axis = layer.native.axis
+
+    def run(index: Tensor, values: Tensor, depth: Tensor) -> Tensor:
+        size, along = int(depth), axis % (index.dim() + 1)
+        view = [1] * (index.dim() + 1)
+        view[along] = -1
+        hot = from_start(index, size).unsqueeze(along) == torch.arange(size, device=index.device).reshape(view)
+        return torch.where(hot, values[1], values[0])
+
+    return run
+
+
+@evaluates("NON_ZERO", exact=True)
+def non_zero(layer: Layer) -> Run:
+    dtype = layer.dtype
+    return lambda x: torch.nonzero(x).t().contiguous().to(dtype)
+
+
+@evaluates("NMS", host=(2, 3, 4))
+def nms(layer: Layer) -> Run:
+    native = layer.native
+    centered, limit = native.bounding_box_format.name == "CENTER_SIZES", native.topk_box_limit
+    dtype, count_type = STORAGE[layer.output_types[0]], STORAGE[layer.output_types[1]]
+
+    def run(
+        boxes: Tensor, scores: Tensor, most: Tensor, overlap: Tensor | None = None, least: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
+        device = scores.device
+        most_overlap = 0.0 if overlap is None else float(overlap)
+        least_score = 0.0 if least is None else float(least)
+        corners = to_corners(boxes.float().cpu(), centered)
+        found: list[tuple[int, float, int, int]] = []
+        for item, per_item in enumerate(scores.float().cpu()):
+            for kind in range(per_item.shape[1]):
+                own = corners[item] if corners.dim() == 3 else corners[item][:, kind]
+                kept = suppress(own, per_item[:, kind], int(most), most_overlap, least_score, limit)
+                found += [(item, -float(per_item[box, kind]), kind, box) for box in kept]
+        found.sort(key=lambda entry: entry[:2])
+        rows = torch.tensor([(item, kind, box) for item, _, kind, box in found], dtype=dtype, device=device).reshape(-1, 3)
+        return rows, torch.tensor(len(found), dtype=count_type, device=device)
+
+    return run
+
+
+def to_corners(boxes: Tensor, centered: bool) -> Tensor:
+    """Boxes as (x1, y1, x2, y2) with x1 <= x2 and y1 <= y2."""
+    first, second = boxes[..., :2], boxes[..., 2:]
+    if centered:
+        return torch.cat([first - second / 2, first + second / 2], -1)
+    return torch.cat([torch.minimum(first, second), torch.maximum(first, second)], -1)
+
+
+def suppress(boxes: Tensor, scores: Tensor, most: int, overlap: float, least: float, limit: int) -> list[int]:
+    """The boxes kept, best first: scores above `least`, and no overlap above `overlap` with a better box that is kept."""
+    order = [int(i) for i in torch.sort(scores, descending=True, stable=True)[1] if scores[i] > least]
+    if len(order) > limit:
+        raise EngineError(f"NMS over {len(order)} boxes with a limit of {limit}: which are kept is not documented")
+    kept: list[int] = []
+    for box in order:
+        if len(kept) < most and all(intersection_over_union(boxes[box], boxes[other]) <= overlap for other in kept):
+            kept.append(box)
+    return kept
+
+
+def intersection_over_union(a: Tensor, b: Tensor) -> float:
+    size = (torch.minimum(a[2:], b[2:]) - torch.maximum(a[:2], b[:2])).clamp(min=0)
+    shared = float(size.prod())
+    union = float((a[2:] - a[:2]).prod() + (b[2:] - b[:2]).prod()) - shared
+    return shared / union if union > 0 else 0.0
