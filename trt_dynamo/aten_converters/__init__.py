@@ -1,0 +1,22 @@
+"""From an ATen graph to a TensorRT network: `convert` walks the nodes, one converter each, and checks every result."""
+
+from __future__ import annotations
+
+from trt_dynamo.aten_converters import (  # noqa: F401  the converters register themselves
+    activations,
+    attention,
+    convolution,
+    creation,
+    indexing,
+    matmul,
+    normalization,
+    pointwise,
+    pooling,
+    reduction,
+    views,
+)
+from trt_dynamo.aten_converters.conversion import ConvertedNetwork, convert
+from trt_dynamo.aten_converters.network import Network, Tensor
+from trt_dynamo.aten_converters.registry import CONVERTERS, Converter, converter
+
+__all__ = ["CONVERTERS", "ConvertedNetwork", "Converter", "Network", "Tensor", "convert", "converter"]

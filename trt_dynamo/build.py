@@ -1,0 +1,93 @@
+"""From a network to plan bytes: profiles, builder flags, the build. Works on a machine without a GPU for TensorRT-RTX."""
+
+from __future__ import annotations
+
+import logging
+import sys
+import time
+from collections.abc import Mapping
+from typing import Any
+
+import sympy
+import torch
+
+from trt_dynamo import log as tensorrt_log
+from trt_dynamo import trt as tensorrt
+from trt_dynamo.aten_converters import ConvertedNetwork
+from trt_dynamo.errors import BuildError
+from trt_dynamo.profiles import Range, dim_range
+from trt_dynamo.settings import Settings
+from trt_dynamo.trt import trt
+
+log = logging.getLogger(__name__)
+
+Profile = dict[str, tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...]]]
+
+
+def profile_of(converted: ConvertedNetwork, ranges: Mapping[sympy.Symbol, Range]) -> Profile:
+    """For each input that the network kept: its smallest, best and largest shape (or value, for a size), in memory order."""
+    profile: Profile = {}
+    for binding in converted.inputs:
+        dims = binding.shape if not binding.size else (binding.value,)
+        spans = [dim_range(dims[axis], ranges) for axis in (binding.order if not binding.size else (0,))]
+        profile[binding.name] = (tuple(s.min for s in spans), tuple(s.opt for s in spans), tuple(s.max for s in spans))
+    return profile
+
+
+def build(converted: ConvertedNetwork, profile: Profile, settings: Settings, *, label: str = "") -> bytes:
+    """The serialized engine.
+
+    Raises:
+        BuildError: TensorRT refused; the text ends with TensorRT's own words.
+    """
+    builder, network = converted.network.builder, converted.network.raw
+    config = builder.create_builder_config()
+    configure(config, settings)
+    add_profile(builder, config, converted, profile)
+    started = time.perf_counter()
+    with tensorrt_log.collected() as errors, progress(config, settings, label):
+        data = builder.build_serialized_network(network, config)
+        if data is None:
+            words = "; ".join(dict.fromkeys(tensorrt_log.first_line(e) for e in errors)) or "TensorRT gave no reason"
+            raise BuildError(f"TensorRT could not build {label or 'the engine'}: {words}")
+    plan = bytes(data)
+    log.info("%s: %d layers built in %.1f s, %.1f MB", label, network.num_layers, time.perf_counter() - started, len(plan) / 1e6)
+    return plan
+
+
+def configure(config: trt.IBuilderConfig, settings: Settings) -> None:
+    """TF32 follows torch, not TensorRT's default; the rest is what the settings ask for."""
+    if torch.get_float32_matmul_precision() == "highest" and not torch.backends.cuda.matmul.allow_tf32:
+        config.clear_flag(trt.BuilderFlag.TF32)
+    if settings.workspace is not None:
+        config.set_memory_pool_limit(trt.MemoryPoolType.WORKSPACE, settings.workspace)
+    if settings.optimization_level is not None:
+        config.builder_optimization_level = settings.optimization_level
+    for index, target in enumerate(settings.targets):
+        set_target(config, index, target, len(settings.targets))
+
+
+def set_target(config: Any, index: int, target: str, count: int) -> None:
+    """Ahead-of-time target of a TensorRT-RTX engine, by compute capability such as `8.9`."""
+    name = "SM" + target.replace(".", "")
+    if not tensorrt.is_rtx() or not hasattr(trt, "ComputeCapability"):
+        raise BuildError("the setting targets needs TensorRT for RTX; TensorRT builds for the GPU that it runs on")
+    capability = getattr(trt.ComputeCapability, name, None)
+    if capability is None:
+        known = ", ".join(n.removeprefix("SM") for n in trt.ComputeCapability.__members__ if n.startswith("SM"))
+        raise BuildError(f"TensorRT for RTX cannot build for compute capability {target}; it knows {known}")
+    if index == 0:
+        config.num_compute_capabilities = count
+    config.set_compute_capability(capability, index)
+
+
+def add_profile(builder: trt.Builder, config: trt.IBuilderConfig, converted: ConvertedNetwork, profile: Profile) -> None:
+    made = builder.create_optimization_profile()
+    sizes = {binding.name for binding in converted.inputs if binding.size}
+    for name, (smallest, best, largest) in profile.items():
+        if name in sizes:
+            made.set_shape_input(name, smallest, best, largest)
+        else:
+            made.set_shape(name, smallest, best, largest)
+    if config.add_optimization_profile(made) < 0:
+        raise BuildError(f"TensorRT refused the profile {profile}")

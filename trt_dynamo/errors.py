@@ -1,0 +1,27 @@
+"""The errors that trt_dynamo raises. Everything else that escapes is torch's own, and is left alone."""
+
+from __future__ import annotations
+
+
+class TrtDynamoError(RuntimeError):
+    """The parent of every error raised by trt_dynamo."""
+
+
+class Unsupported(TrtDynamoError, NotImplementedError):
+    """TensorRT (or this converter) cannot do it: the node stays in eager. The text is the reason, without the op's name."""
+
+
+class ConversionError(TrtDynamoError):
+    """A converter made something else than the graph says. This is a bug in the converter, never the user's fault."""
+
+
+class BuildError(TrtDynamoError):
+    """TensorRT refused to build an engine; the text ends with TensorRT's own words."""
+
+
+class EngineError(TrtDynamoError):
+    """An engine could not be loaded, bound or run."""
+
+
+class SettingsError(TrtDynamoError, ValueError):
+    """An unknown option, or a value that does not parse. The text names the nearest valid choice."""

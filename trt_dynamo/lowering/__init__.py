@@ -1,0 +1,95 @@
+"""From Dynamo's graph to an ATen graph without mutations: `lower` runs AOTAutograd and our passes.
+
+Comes in: what Dynamo hands to a backend. Goes out: a `Lowered` per graph that needs no gradients; a graph that does need
+them never gets here, or goes back as it was.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch._dynamo.backends.common import aot_autograd
+from torch._functorch.aot_autograd import make_boxed_func
+from torch._guards import TracingContext
+from torch.fx import GraphModule
+
+from trt_dynamo.lowering.attention import keep_attention_whole
+from trt_dynamo.lowering.decompositions import decompositions
+from trt_dynamo.lowering.passes import run_passes
+
+log = logging.getLogger(__name__)
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Lowered:
+    """A functional ATen graph. `weights`: position among its placeholders to the parameter or buffer that came with it,
+    for those that stay the same from call to call and that the graph does not mutate; `names`: their qualified names."""
+
+    module: GraphModule
+    weights: Mapping[int, torch.Tensor]
+    names: Mapping[int, str]
+
+
+def needs_gradients(inputs: Sequence[Any]) -> bool:
+    """Whether a backward pass may follow: autograd is on, and an input asks for it."""
+    return torch.is_grad_enabled() and any(isinstance(i, torch.Tensor) and i.requires_grad for i in inputs)
+
+
+def lower(
+    module: GraphModule, inputs: Sequence[Any], compile: Callable[[Lowered], Callable[..., Any]]
+) -> Callable[..., Any]:
+    """The callable that Dynamo gets: AOTAutograd's wrapper (which writes mutations back) around what `compile` makes."""
+    names = [qualified_name(node) for node in module.graph.nodes if node.op == "placeholder"]
+
+    def inference(lowered: GraphModule, _: Sequence[Any]) -> Callable[..., Any]:
+        weights = static_weights(lowered, inputs)
+        run_passes(lowered)
+        known = {i: names[i] for i in weights if i < len(names)}
+        return make_boxed_func(compile(Lowered(lowered, weights, known)))
+
+    def training(lowered: GraphModule, _: Sequence[Any]) -> Callable[..., Any]:
+        return make_boxed_func(lowered.forward)
+
+    backend = aot_autograd(
+        fw_compiler=training, bw_compiler=training, inference_compiler=inference, decompositions=decompositions()
+    )
+    result: Callable[..., Any] = backend(keep_attention_whole(module), inputs)
+    return result
+
+
+def static_weights(lowered: GraphModule, inputs: Sequence[Any]) -> dict[int, torch.Tensor]:
+    """The parameters and buffers behind the graph's static placeholders, where they may be baked into an engine."""
+    metadata = TracingContext.get().fw_metadata
+    placeholders = [node for node in lowered.graph.nodes if node.op == "placeholder"]
+    if metadata is None or len(placeholders) != len(inputs):
+        # AOTAutograd made one input of several that share memory: nothing lines up, so all stay inputs.
+        log.debug("%d placeholders for %d inputs: no weight is baked", len(placeholders), len(inputs))
+        return {}
+    weights = {}
+    for position in metadata.static_input_indices:
+        real, fake = inputs[position], placeholders[position].meta.get("val")
+        if position < len(metadata.input_info) and metadata.input_info[position].mutates_data:
+            continue
+        if not isinstance(real, torch.Tensor) or not isinstance(fake, torch.Tensor) or type(real) not in BAKEABLE:
+            continue
+        # An inference tensor has no version counter: nothing would tell that it changed.
+        if tuple(real.shape) == tuple(fake.shape) and real.dtype is fake.dtype and not real.is_inference():
+            weights[position] = real
+    return weights
+
+
+BAKEABLE = (torch.Tensor, torch.nn.Parameter, torch.nn.Buffer)
+
+
+def qualified_name(node: torch.fx.Node) -> str:
+    """`layer.0.weight` for the source `L['self']._modules['layer']._modules['0']._parameters['weight']`."""
+    source = getattr(node, "_dynamo_source", None)
+    name = getattr(source, "name", "") or ""
+    name = name() if callable(name) else name
+    parts = [p.strip("'\"") for p in str(name).replace("]", "").split("[")[1:]]
+    cleaned = [p.split("']")[0].split("'.")[0] for p in parts[1:]]
+    return ".".join(part for part in cleaned if part) or str(node.name)

@@ -1,0 +1,80 @@
+"""The passes over a lowered graph, in the order in which they run. Each takes the graph and changes it in place."""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Callable
+from typing import Any
+
+import sympy
+import torch
+from torch.fx import Graph, GraphModule, Node
+from torch.utils._sympy.interp import sympy_interp
+from torch.utils._sympy.reference import PythonReferenceAnalysis
+
+from trt_dynamo.profiles import dim_of
+
+aten = torch.ops.aten
+
+
+def drop_noops(graph: Graph) -> None:
+    """Removes detach and alias, which change nothing in a functional graph without autograd."""
+    for node in graph.nodes:
+        if node.op == "call_function" and node.target in (aten.detach.default, aten.alias.default, aten.lift_fresh_copy.default):
+            if any(user.op == "output" for user in node.users):
+                continue
+            node.replace_all_uses_with(node.args[0])
+            graph.erase_node(node)
+
+
+def sizes_from_inputs(graph: Graph) -> None:
+    """Computes every symbolic size from the graph's own size arguments, so that no engine must give out a tensor for its shape."""
+    symbols: dict[sympy.Symbol, Node] = {}
+    last = None
+    for node in graph.nodes:
+        if node.op != "placeholder":
+            break
+        last = node
+        value = node.meta.get("val")
+        if isinstance(value, torch.SymInt) and isinstance(dim_of(value), sympy.Symbol):
+            symbols[value.node.expr] = node
+    made: dict[sympy.Expr, Node] = {}
+    for node in [n for n in graph.nodes if n.op == "call_function" and isinstance(n.meta.get("val"), torch.SymInt)]:
+        expression = node.meta["val"].node.expr
+        if not expression.is_number and not expression.free_symbols <= symbols.keys():
+            continue
+        if expression not in made and not expression.is_number:
+            made[expression] = symbols.get(expression) or size_node(graph, last, expression, symbols, node)
+            last = made[expression] if expression not in symbols else last
+        node.replace_all_uses_with(made.get(expression, int(expression) if expression.is_number else None))  # type: ignore[arg-type]
+        graph.erase_node(node)
+
+
+def size_node(graph: Graph, after: Node | None, expression: sympy.Expr, symbols: dict[sympy.Symbol, Node], like: Node) -> Node:
+    """Nodes of plain Python arithmetic that compute the expression, put right behind the placeholders."""
+    assert after is not None
+    with graph.inserting_after(after):
+        end = graph.create_node("call_function", operator.pos, (0,))
+    tracer = torch.fx.proxy.GraphAppendingTracer(graph)
+    proxies: dict[Any, Any] = {symbol: torch.fx.Proxy(node, tracer) for symbol, node in symbols.items()}
+    with graph.inserting_before(end):
+        result = sympy_interp(PythonReferenceAnalysis, proxies, expression).node
+    result.meta["val"] = like.meta["val"]
+    end.replace_all_uses_with(result)
+    graph.erase_node(end)
+    return result  # type: ignore[no-any-return]
+
+
+def drop_dead(graph: Graph) -> None:
+    """Removes what nobody reads."""
+    graph.eliminate_dead_code()
+
+
+PASSES: tuple[Callable[[Graph], None], ...] = (drop_noops, sizes_from_inputs, drop_dead)
+
+
+def run_passes(module: GraphModule) -> GraphModule:
+    for function in PASSES:
+        function(module.graph)
+    module.recompile()
+    return module

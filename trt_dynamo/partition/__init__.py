@@ -1,0 +1,254 @@
+"""From a lowered graph to segments: `partition` groups the nodes that TensorRT takes into acyclic segments.
+
+Levels make the grouping acyclic by construction and linear in time: a node's level is the largest of its inputs', one
+more at each switch between TensorRT and eager; the TensorRT nodes of one level are one segment.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import heapq
+import operator
+from collections.abc import Collection, Iterable, Mapping
+from typing import Any
+
+import torch
+from torch.fx import Graph, GraphModule, Node
+
+from trt_dynamo.aten_converters.layout import memory_order
+from trt_dynamo.partition.support import Verdict, judge, makes_tensors
+from trt_dynamo.settings import Settings
+
+aten = torch.ops.aten
+
+# Moving elements is not work worth an engine.
+FREE = {
+    "view", "_unsafe_view", "reshape", "permute", "t", "transpose", "expand", "squeeze", "unsqueeze", "slice", "select", "alias",
+    "detach", "getitem", "clone", "split", "split_with_sizes", "unbind", "as_strided", "_to_copy", "full", "arange", "scalar_tensor",
+}  # fmt: skip
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Segment:
+    """A part of the graph for one engine. `module` is its own graph, with placeholders for all that comes in;
+    `weights` names those that are baked; `nodes` are the names of the nodes in the whole graph."""
+
+    name: str
+    module: GraphModule
+    nodes: tuple[str, ...]
+    weights: tuple[str, ...]
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Partitioned:
+    """The graph with each segment as one `call_module` node, the segments, and a verdict on every node."""
+
+    module: GraphModule
+    segments: tuple[Segment, ...]
+    verdicts: tuple[Verdict, ...]
+
+
+def partition(module: GraphModule, weights: Mapping[int, str], settings: Settings) -> Partitioned:
+    """Cuts the graph. `weights`: position of each placeholder that may be baked, and its qualified name."""
+    placeholders = [node for node in module.graph.nodes if node.op == "placeholder"]
+    baked = {placeholders[position]: name for position, name in weights.items()}
+    verdicts = judge(module, baked.keys(), eager_ops=settings.eager_ops, strict=settings.strict)
+    for node, reason in aliasing_outputs(module).items():
+        if node in verdicts and verdicts[node].ok:
+            verdicts[node] = dataclasses.replace(verdicts[node], ok=False, reason=reason)
+    keep_tuples_whole(verdicts)
+    groups = group(module.graph, verdicts, settings.min_segment_nodes)
+    segments, outer = split(module, groups, baked)
+    return Partitioned(outer, segments, tuple(verdicts.values()))
+
+
+def aliasing_outputs(module: GraphModule) -> dict[Node, str]:
+    """The views at the end of the graph that eager must make: those of results that share memory, or have odd strides."""
+    (output,) = (node for node in module.graph.nodes if node.op == "output")
+    results = [node for node in dict.fromkeys(flat(output.args[0])) if isinstance(node.meta.get("val"), torch.Tensor)]
+    owners: dict[int, list[Node]] = {}
+    for node in module.graph.nodes:
+        if node.op == "placeholder" and isinstance(node.meta.get("val"), torch.Tensor):
+            owners.setdefault(storage_of(node), []).append(node)
+    for node in results:
+        if node.op != "placeholder":
+            owners.setdefault(storage_of(node), []).append(node)
+    kept: dict[Node, str] = {}
+    for node in results:
+        if node.op == "placeholder":
+            continue
+        shares = len(owners[storage_of(node)]) > 1
+        odd = memory_order(node.meta["val"]) is None
+        if shares or odd:
+            reason = "a view that shares memory with another result or input" if shares else "a result whose strides are not dense"
+            keep_view_chain(node, kept, reason)
+    return kept
+
+
+def keep_view_chain(node: Node, kept: dict[Node, str], reason: str) -> None:
+    """The node and what it is a view of, up to the tensor that owns the memory, which an engine may make."""
+    while node.op == "call_function":
+        bases = [n for n in node.all_input_nodes if isinstance(n.meta.get("val"), torch.Tensor) and storage_of(n) == storage_of(node)]
+        if not bases and node.target is operator.getitem:
+            kept[node] = reason
+            (parent,) = node.all_input_nodes
+            bases = [n for n in parent.all_input_nodes if isinstance(n.meta.get("val"), torch.Tensor) and storage_of(n) == storage_of(node)]
+            if not bases:
+                del kept[node]
+                return
+            node = parent
+        if not bases:
+            return
+        kept[node] = reason
+        node = bases[0]
+
+
+def storage_of(node: Node) -> int:
+    return int(node.meta["val"].untyped_storage()._cdata)
+
+
+def flat(arguments: Any) -> Iterable[Node]:
+    found: list[Node] = []
+    torch.fx.map_arg(arguments, found.append)
+    return found
+
+
+def keep_tuples_whole(verdicts: dict[Node, Verdict]) -> None:
+    """An op with several results and the `getitem`s that take them apart run on the same side."""
+    for node, verdict in list(verdicts.items()):
+        if node.target is operator.getitem:
+            (parent,) = node.all_input_nodes
+            above = verdicts.get(parent)
+            if above is not None and above.ok != verdict.ok:
+                verdicts[node] = dataclasses.replace(verdict, ok=above.ok, reason=above.reason)
+    for node, verdict in verdicts.items():
+        value = node.meta["val"]
+        whole = isinstance(value, torch.Tensor)
+        if not whole and verdict.ok and any(user.target is not operator.getitem for user in node.users):
+            verdicts[node] = dataclasses.replace(verdict, ok=False, reason="its results leave the graph as a tuple")
+
+
+def group(graph: Graph, verdicts: Mapping[Node, Verdict], smallest: int) -> list[list[Node]]:
+    """The nodes of each segment, in order. What is too small for an engine is left out, until nothing changes."""
+    rejected: set[Node] = set()
+    while True:
+        groups = levels(graph, verdicts, rejected)
+        small = [nodes for nodes in groups if sum(is_work(node) for node in nodes) < max(smallest, 1)]
+        if not small:
+            return groups
+        for nodes in small:
+            rejected.update(nodes)
+
+
+def is_work(node: Node) -> bool:
+    name = getattr(node.target, "overloadpacket", node.target).__name__
+    return name.split(".")[-1] not in FREE
+
+
+def sources_of(graph: Graph) -> dict[Node, list[Node]]:
+    """What each node must come after: its inputs and, for random and side-effecting ones, the one before of that kind."""
+    sources: dict[Node, list[Node]] = {}
+    before: Node | None = None
+    for node in graph.nodes:
+        sources[node] = list(node.all_input_nodes)
+        tags = getattr(node.target, "tags", ())
+        if node.op == "call_function" and (torch.Tag.nondeterministic_seeded in tags or node.is_impure()):
+            if before is not None:
+                sources[node].append(before)
+            before = node
+    return sources
+
+
+def levels(graph: Graph, verdicts: Mapping[Node, Verdict], rejected: Collection[Node]) -> list[list[Node]]:
+    level: dict[Node, int] = {}
+    groups: dict[int, list[Node]] = {}
+    for node, sources in sources_of(graph).items():
+        inside = node in verdicts and verdicts[node].ok and node not in rejected
+        here = 0
+        for source in sources:
+            switch = (source in verdicts and verdicts[source].ok and source not in rejected) != inside and source.op != "placeholder"
+            here = max(here, level[source] + switch)
+        level[node] = here
+        if inside:
+            groups.setdefault(here, []).append(node)
+    return [groups[key] for key in sorted(groups)]
+
+
+def split(module: GraphModule, groups: list[list[Node]], baked: Mapping[Node, str]) -> tuple[tuple[Segment, ...], GraphModule]:
+    """Makes a graph of each group, and the outer graph that calls them."""
+    member = {node: index for index, nodes in enumerate(groups) for node in nodes}
+    outer = Graph()
+    copies: dict[Node, Node] = {}
+    root = dict(module.named_parameters(remove_duplicate=False)) | dict(module.named_buffers(remove_duplicate=False))
+    root |= {str(n.target): operator.attrgetter(str(n.target))(module) for n in module.graph.nodes if n.op == "get_attr"}
+    segments: list[Segment] = []
+    for unit in ordered_units(module.graph, member, groups):
+        if isinstance(unit, Node):
+            copies[unit] = outer.node_copy(unit, lambda n: copies[n])
+            continue
+        segment, inputs, results = make_segment(f"segment_{unit}", groups[unit], root, baked)
+        segments.append(segment)
+        root[segment.name] = segment.module
+        call = outer.call_module(segment.name, tuple(copies[n] for n in inputs))
+        for position, node in enumerate(results):
+            copies[node] = outer.call_function(operator.getitem, (call, position))
+            copies[node].meta = dict(node.meta)
+    result = GraphModule(root, outer)
+    return tuple(segments), result
+
+
+def ordered_units(graph: Graph, member: Mapping[Node, int], groups: list[list[Node]]) -> list[Node | int]:
+    """Outer nodes and segments (by index) in an order in which each comes after what it reads."""
+    nodes = list(graph.nodes)
+    position = {node: index for index, node in enumerate(nodes)}
+    first = lambda unit: position[unit] if isinstance(unit, Node) else position[groups[unit][0]]  # noqa: E731
+    waiting: dict[Node | int, int] = {}
+    readers: dict[Node | int, list[Node | int]] = {}
+    for node, sources in sources_of(graph).items():
+        unit = member.get(node, node)
+        waiting.setdefault(unit, 0)
+        for source in sources:
+            above = member.get(source, source)
+            if above != unit:
+                waiting[unit] += 1
+                readers.setdefault(above, []).append(unit)
+    ready = [(first(unit), unit) for unit, count in waiting.items() if count == 0]
+    heapq.heapify(ready)
+    order: list[Node | int] = []
+    while ready:
+        _, unit = heapq.heappop(ready)
+        order.append(unit)
+        for reader in readers.get(unit, ()):
+            waiting[reader] -= 1
+            if waiting[reader] == 0:
+                heapq.heappush(ready, (first(reader), reader))
+    placeholders: list[Node | int] = [node for node in nodes if node.op == "placeholder"]
+    rest = [unit for unit in order if not (isinstance(unit, Node) and unit.op in ("placeholder", "output"))]
+    return [*placeholders, *rest, nodes[-1]]
+
+
+def make_segment(
+    name: str, nodes: list[Node], root: Mapping[str, Any], baked: Mapping[Node, str]
+) -> tuple[Segment, list[Node], list[Node]]:
+    """A segment's own graph, the outer nodes that go in, and those that come out."""
+    inside = set(nodes)
+    graph = Graph()
+    copies: dict[Node, Node] = {}
+    inputs = [n for n in dict.fromkeys(s for node in nodes for s in node.all_input_nodes) if n not in inside and n.op != "get_attr"]
+    for node in inputs:
+        copies[node] = graph.placeholder(node.name)
+        copies[node].meta = {**node.meta, "weight_name": baked.get(node, node.name)}
+    for node in nodes:
+        for source in node.all_input_nodes:
+            if source not in copies and source.op == "get_attr":
+                copies[source] = graph.node_copy(source)
+        copies[node] = graph.node_copy(node, lambda n: copies[n])
+    results = [n for n in nodes if isinstance(n.meta["val"], torch.Tensor) and any(user not in inside for user in n.users)]
+    graph.output(tuple(copies[n] for n in results))
+    weights = tuple(copies[n].name for n in inputs if n in baked)
+    attributes = {str(n.target): root[str(n.target)] for n in graph.nodes if n.op == "get_attr"}
+    segment = Segment(name, GraphModule(attributes, graph), tuple(n.name for n in nodes), weights)
+    return segment, inputs, results
+
+
+__all__ = ["Partitioned", "Segment", "Verdict", "makes_tensors", "partition"]

@@ -1,0 +1,109 @@
+"""A verdict per node: can TensorRT take it, and if not, why. The judge is the node's own converter, run dry."""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+from collections.abc import Collection, Sequence
+
+import torch
+from torch.fx import GraphModule, Node
+
+from trt_dynamo import log as tensorrt_log
+from trt_dynamo.aten_converters.conversion import Walker, getattr_path, source_line
+from trt_dynamo.aten_converters.network import Network, Tensor
+from trt_dynamo.errors import ConversionError, Unsupported
+from trt_dynamo.profiles import dim_of
+
+log = logging.getLogger(__name__)
+
+
+@dataclasses.dataclass(frozen=True)
+class Verdict:
+    """Whether a node can be converted. `reason` says why not; `source` is the user's line."""
+
+    node: str
+    target: str
+    ok: bool
+    reason: str = ""
+    source: str = ""
+
+
+class DryRun:
+    """Runs converters in a scratch network that is never built. A refused layer spoils its network, so the next node
+    gets a fresh one, in which the values it needs come in as inputs."""
+
+    def __init__(self, module: GraphModule, weights: Collection[Node]) -> None:
+        self.module = module
+        self.weights = weights
+        self.start()
+
+    def start(self) -> None:
+        self.walker = Walker(Network(), self.place)
+
+    def place(self, node: Node) -> Tensor | tuple[Tensor | None, ...]:
+        net = self.walker.net
+        if node.op == "get_attr":
+            return net.constant(getattr_path(self.module, str(node.target)))
+        value = node.meta["val"]
+        if not isinstance(value, torch.Tensor):
+            return tuple(self.input(f"{node.name}_{i}", v) if isinstance(v, torch.Tensor) else None for i, v in enumerate(value))
+        if node in self.weights:
+            # Pages of zeros that are never touched cost no memory.
+            zeros = torch.zeros(tuple(int(d) for d in value.shape), dtype=value.dtype)
+            return dataclasses.replace(net.constant(zeros, name=node.name), value=None)
+        return self.input(node.name, value)
+
+    def input(self, name: str, value: torch.Tensor) -> Tensor:
+        return self.walker.net.input(name, value.dtype, [dim_of(d) for d in value.shape])
+
+    def verdict(self, node: Node, *, strict: bool) -> Verdict:
+        """The verdict on one `call_function` node. With `strict`, a converter's bug is raised instead."""
+        reason = ""
+        try:
+            self.declare_sizes(node)
+            self.walker.run(node)
+        except Unsupported as error:
+            reason = str(error)
+        except ConversionError as error:
+            if strict:
+                raise
+            log.warning("%s; the node stays in eager. Please report this.", error)
+            reason = f"a bug in its converter: {error}"
+        if reason:
+            self.start()
+        return Verdict(node.name, str(node.target), not reason, reason, source_line(node))
+
+    def declare_sizes(self, node: Node) -> None:
+        """A size that no tensor tells comes in as a host shape tensor; in the dry run all of them may."""
+        net = self.walker.net
+        for argument in node.all_input_nodes:
+            value = argument.meta.get("val")
+            if isinstance(value, torch.SymInt):
+                net.sizes.declare_value(dim_of(value), lambda a=argument: net.reshape(net.input(a.name, torch.int64, ()), (1,)).raw)  # type: ignore[misc]
+
+
+def judge(module: GraphModule, weights: Collection[Node], *, eager_ops: Sequence[str] = (), strict: bool = False) -> dict[Node, Verdict]:
+    """The verdicts on all `call_function` nodes whose results are tensors, in order. Nothing is built."""
+    verdicts: dict[Node, Verdict] = {}
+    with tensorrt_log.collected():
+        dry_run = DryRun(module, weights)
+        for node in module.graph.nodes:
+            if node.op != "call_function" or not makes_tensors(node):
+                continue
+            if chosen_eager(node, eager_ops):
+                verdicts[node] = Verdict(node.name, str(node.target), False, "the setting eager_ops", source_line(node))
+            else:
+                verdicts[node] = dry_run.verdict(node, strict=strict)
+    return verdicts
+
+
+def makes_tensors(node: Node) -> bool:
+    """Whether the node's value is a tensor, or a tuple with tensors in it; sizes are computed by Python, for free."""
+    value = node.meta.get("val")
+    return isinstance(value, torch.Tensor) or (isinstance(value, tuple | list) and any(isinstance(v, torch.Tensor) for v in value))
+
+
+def chosen_eager(node: Node, eager_ops: Sequence[str]) -> bool:
+    name = str(node.target)
+    return any(name == op or name.startswith(f"{op}.") for op in eager_ops)

@@ -1,0 +1,102 @@
+"""From symbols to ranges: which sizes an engine is built for. Pure: needs neither TensorRT nor a GPU.
+
+A symbol's range comes from what the user or the guards say (`mark_dynamic(min, max)`, the ShapeEnv); an open end is put
+around the sizes seen. `opt`, the size that TensorRT tunes for, is the largest size seen.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import sympy
+import torch
+from torch.utils._sympy.numbers import int_oo
+from torch.utils._sympy.value_ranges import ValueRanges, bound_sympy
+
+Dim = int | sympy.Expr
+
+# An open upper end is put at this many times the largest size seen, and at least at FLOOR.
+GROWTH = 4
+FLOOR = 64
+LARGEST = 2**31 - 1
+
+
+@dataclasses.dataclass(frozen=True)
+class Range:
+    """The sizes from `min` to `max` that an engine takes, tuned for `opt`."""
+
+    min: int
+    opt: int
+    max: int
+
+    def __contains__(self, size: int) -> bool:
+        return self.min <= size <= self.max
+
+
+def dim_of(size: Any) -> Dim:
+    """A size of a fake tensor, or any SymInt, as an int or a sympy expression; never adds a guard."""
+    if isinstance(size, torch.SymInt):
+        expression = size.node.expr
+        return int(expression) if expression.is_number else expression
+    if isinstance(size, sympy.Expr):
+        return int(size) if size.is_number else size
+    return int(size)
+
+
+def symbols_of(values: Iterable[Any]) -> list[sympy.Symbol]:
+    """The symbols in the shapes of fake tensors and in SymInts, in order of first use."""
+    found: dict[sympy.Symbol, None] = {}
+    for value in values:
+        sizes = value.shape if isinstance(value, torch.Tensor) else (value,)
+        for size in sizes:
+            dim = dim_of(size) if isinstance(size, torch.SymInt) else 0
+            if isinstance(dim, sympy.Expr):
+                found.update(dict.fromkeys(sorted(dim.free_symbols, key=str)))
+    return list(found)
+
+
+def shape_env_of(values: Iterable[Any]) -> Any:
+    """The ShapeEnv behind the first SymInt among the values and the shapes, or None."""
+    for value in values:
+        for size in value.shape if isinstance(value, torch.Tensor) else (value,):
+            if isinstance(size, torch.SymInt):
+                return size.node.shape_env
+    return None
+
+
+def ranges_of(values: Iterable[Any]) -> dict[sympy.Symbol, Range]:
+    """A range for every symbol in these fake tensors and SymInts."""
+    values = list(values)
+    shape_env = shape_env_of(values)
+    return {symbol: range_of(symbol, shape_env) for symbol in symbols_of(values)}
+
+
+def range_of(symbol: sympy.Symbol, shape_env: Any) -> Range:
+    """The range of one symbol: the ShapeEnv's where it is closed, else around the size that was seen."""
+    known = shape_env.var_to_range.get(symbol) or ValueRanges(0, int_oo)
+    hint = shape_env.backed_var_to_val.get(symbol)
+    lower = max(0, finite(known.lower, 0))
+    seen = max(lower, int(hint) if hint is not None else 1)
+    upper = finite(known.upper, LARGEST)
+    if upper >= LARGEST // 2:
+        upper = max(GROWTH * seen, FLOOR)
+    # Dynamo starts every symbol at 2 because 0 and 1 have graphs of their own; an engine has no reason to refuse them.
+    lower = lower if lower > 2 else 0 if lower == 0 else 1
+    return Range(lower, min(max(seen, lower), upper), max(upper, lower))
+
+
+def finite(bound: Any, otherwise: int) -> int:
+    return int(bound) if getattr(bound, "is_finite", True) and bound not in (int_oo, -int_oo) and bound.is_number else otherwise
+
+
+def dim_range(dim: Dim, ranges: Mapping[sympy.Symbol, Range]) -> Range:
+    """The range of a derived dim such as `2*s0 + 1`, from the ranges of its symbols."""
+    if isinstance(dim, int):
+        return Range(dim, dim, dim)
+    bounds = bound_sympy(dim, {s: ValueRanges(r.min, r.max) for s, r in ranges.items() if s in dim.free_symbols})
+    opt = int(dim.xreplace({s: sympy.Integer(ranges[s].opt) for s in dim.free_symbols}))
+    lower = max(0, finite(bounds.lower, 0))
+    upper = max(finite(bounds.upper, max(opt, 1) * GROWTH), lower)
+    return Range(lower, min(max(opt, lower), upper), upper)

@@ -1,0 +1,130 @@
+"""For tests, ours and users': trace a function, convert it, build it, evaluate the network, compare with eager.
+
+`check(fn, *args, dynamic=True)` is the one-line test of a converter; it needs no GPU.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch._subclasses.fake_tensor import unset_fake_temporarily
+from torch.fx import GraphModule
+from torch.fx.experimental.proxy_tensor import make_fx
+from torch.utils._pytree import tree_flatten
+
+from trt_dynamo.aten_converters import ConvertedNetwork, convert
+from trt_dynamo.build import build, profile_of
+from trt_dynamo.errors import TrtDynamoError, Unsupported
+from trt_dynamo.lowering.decompositions import decompositions
+from trt_dynamo.lowering.passes import run_passes
+from trt_dynamo.partition import Partitioned, partition
+from trt_dynamo.profiles import ranges_of
+from trt_dynamo.reference import Evaluator
+from trt_dynamo.settings import Settings
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Checked:
+    """What `check` made: the traced graph cut into segments, and a network for each."""
+
+    partitioned: Partitioned
+    networks: tuple[ConvertedNetwork, ...]
+    results: tuple[Any, ...]
+
+    @property
+    def layers(self) -> int:
+        return sum(network.network.raw.num_layers for network in self.networks)
+
+
+def trace(function: Callable[..., Any], args: Sequence[Any], *, dynamic: bool = False) -> GraphModule:
+    """The functional ATen graph of a call, decomposed as the backend decomposes it. `dynamic`: every dim is a symbol."""
+    flat = lambda *a: tuple(tree_flatten(function(*a))[0])  # noqa: E731
+    functional = torch.func.functionalize(flat, remove="mutations_and_views")
+    with torch.no_grad():
+        mode = "symbolic" if dynamic else "fake"
+        module = make_fx(functional, decomposition_table=decompositions(), tracing_mode=mode)(*args)  # type: ignore[arg-type]
+    return run_passes(module)
+
+
+def check(
+    function: Callable[..., Any],
+    *args: Any,
+    dynamic: bool = False,
+    rtol: float | None = None,
+    atol: float | None = None,
+    build_engines: bool = True,
+    whole: bool = True,
+    settings: Settings | None = None,
+) -> Checked:
+    """Asserts that TensorRT networks mean what eager means by `function(*args)`; tensor arguments become inputs.
+
+    Raises:
+        Unsupported: with `whole`, some node has no place in TensorRT; the text has every reason.
+        AssertionError: the results differ. ConversionError, BuildError: as their docstrings say.
+    """
+    settings = settings or Settings(min_segment_nodes=1, strict=True)
+    with torch.no_grad():
+        expected = tree_flatten(function(*copied(args)))[0]
+    module = trace(function, copied(args), dynamic=dynamic)
+    with unset_fake_temporarily():
+        parts = partition(module, {}, settings)
+    refused = [v for v in parts.verdicts if not v.ok]
+    if whole and refused:
+        raise Unsupported("; ".join(dict.fromkeys(f"{v.target}: {v.reason}" for v in refused)))
+    networks = []
+    for segment in parts.segments:
+        converted = convert(segment.module, {})
+        networks.append(converted)
+        if build_engines:
+            values = [n.meta["val"] for n in segment.module.graph.nodes if n.op == "placeholder"]
+            build(converted, profile_of(converted, ranges_of(values)), settings, label=segment.name)
+        setattr(parts.module, segment.name, EvaluatedSegment(converted))
+    with torch.no_grad():
+        actual = parts.module(*copied(args))
+    for position, (want, got) in enumerate(zip(expected, actual, strict=True)):
+        if isinstance(want, torch.Tensor):
+            message = lambda text, p=position: f"result {p}: {text}"  # noqa: E731
+            torch.testing.assert_close(got, want, rtol=rtol, atol=atol, equal_nan=True, msg=message)
+            assert got.stride() == want.stride() or got.numel() < 2 or not whole, f"strides {got.stride()}, eager {want.stride()}"
+        else:
+            assert want == got, f"result {position}: {got}, eager {want}"
+    return Checked(parts, tuple(networks), tuple(actual))
+
+
+def copied(args: Sequence[Any]) -> list[Any]:
+    """The arguments, tensors cloned with their strides: a function under test may write into them."""
+    return [a.detach().clone() if isinstance(a, torch.Tensor) else a for a in args]
+
+
+class EvaluatedSegment(torch.nn.Module):
+    """A segment run by the reference evaluator, without an engine around it."""
+
+    def __init__(self, converted: ConvertedNetwork) -> None:
+        super().__init__()
+        self.converted = converted
+        self.evaluator = Evaluator(converted.network.raw, converted.constants)
+
+    def forward(self, *args: Any) -> tuple[torch.Tensor, ...]:
+        feeds = {}
+        for binding in self.converted.inputs:
+            value = args[binding.position]
+            feeds[binding.name] = torch.tensor(value) if binding.size else value.permute(binding.order).contiguous()
+        found = self.evaluator(feeds)
+        return tuple(found[b.name].permute([b.order.index(axis) for axis in range(len(b.order))]) for b in self.converted.outputs)
+
+
+@contextlib.contextmanager
+def refused(reason: str) -> Any:
+    """Asserts that the block raises `Unsupported` with `reason` in its text."""
+    try:
+        yield
+    except Unsupported as error:
+        assert reason in str(error), f"refused, but because of: {error}"
+    except TrtDynamoError as error:
+        raise AssertionError(f"should be refused, failed instead: {error}") from error
+    else:
+        raise AssertionError("should be refused, was converted")
