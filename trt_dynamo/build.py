@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import sys
 import time
 from collections.abc import Mapping
 from typing import Any
@@ -16,6 +15,7 @@ from trt_dynamo import trt as tensorrt
 from trt_dynamo.aten_converters import ConvertedNetwork
 from trt_dynamo.errors import BuildError
 from trt_dynamo.profiles import Range, dim_range
+from trt_dynamo.progress import progress
 from trt_dynamo.settings import Settings
 from trt_dynamo.trt import trt
 

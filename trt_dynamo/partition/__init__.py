@@ -58,6 +58,11 @@ def partition(module: GraphModule, weights: Mapping[int, str], settings: Setting
             verdicts[node] = dataclasses.replace(verdicts[node], ok=False, reason=reason)
     keep_tuples_whole(verdicts)
     groups = group(module.graph, verdicts, settings.min_segment_nodes)
+    grouped = {node for nodes in groups for node in nodes}
+    for node, verdict in verdicts.items():
+        if verdict.ok and node not in grouped:
+            reason = f"in a run of fewer than min_segment_nodes={settings.min_segment_nodes} compute nodes"
+            verdicts[node] = dataclasses.replace(verdict, ok=False, reason=reason)
     segments, outer = split(module, groups, baked)
     return Partitioned(outer, segments, tuple(verdicts.values()))
 

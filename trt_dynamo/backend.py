@@ -1,0 +1,223 @@
+"""The backend, whole, on a page: settings, lowering, partition, then per segment cache or (convert, build), and runtime.
+
+`torch.compile(model, backend="tensorrt")` calls `tensorrt` with Dynamo's graph and its inputs.
+"""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import inspect
+import logging
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch._dynamo.exc import RestartAnalysis, SkipFrame
+from torch._subclasses.fake_tensor import unset_fake_temporarily
+from torch.fx import GraphModule
+
+from trt_dynamo import trt as tensorrt_module
+from trt_dynamo.aten_converters import CONVERTERS, ConvertedNetwork, convert
+from trt_dynamo.build import build, profile_of
+from trt_dynamo.cache import Plan, digest, get_or_build, segment_key
+from trt_dynamo.errors import SettingsError, TrtDynamoError
+from trt_dynamo.lowering import Lowered, lower, needs_gradients
+from trt_dynamo.partition import Segment, partition
+from trt_dynamo.profiles import ranges_of
+from trt_dynamo.reports import count
+from trt_dynamo.runtime import SegmentModule
+from trt_dynamo.runtime.engine import Engine, load_plan
+from trt_dynamo.settings import Settings, warn_once
+
+log = logging.getLogger(__name__)
+
+
+def tensorrt(module: GraphModule, inputs: Sequence[Any], **keywords: Any) -> Callable[..., Any]:
+    """The backend for `torch.compile(model, backend="tensorrt", options={...})`. Options are the fields of `Settings`.
+
+    Raises:
+        SettingsError: an option is unknown or does not parse. Anything else ends in eager, with the reason logged,
+            unless `strict` is set.
+    """
+    settings = read_settings(keywords)
+    reason = why_eager(inputs, settings)
+    if reason is not None:
+        count("eager_graphs", reason)
+        return module.forward
+    try:
+        return lower(module, inputs, functools.partial(compile_lowered, settings=settings))
+    except (RestartAnalysis, SkipFrame):  # Dynamo's own way of asking for another go
+        raise
+    except Exception as error:  # whatever it is, the user's model runs: Dynamo's graph is as it was
+        if settings.strict:
+            raise
+        log.warning("a graph runs in eager because compiling it failed: %s: %s", type(error).__name__, error)
+        count("eager_graphs", type(error).__name__)
+        return module.forward
+
+
+def compile_lowered(lowered: Lowered, settings: Settings) -> Callable[..., Any]:
+    """The lowered graph with an engine in the place of each segment."""
+    count("graphs")
+    device = main_device(lowered.module)
+    with unset_fake_temporarily(), torch.no_grad():
+        parts = partition(lowered.module, lowered.names, settings)
+        position = {name: index for index, name in enumerate(placeholder_names(lowered.module))}
+        for segment in parts.segments:
+            runner = segment_module(segment, device, settings)
+            runner.prepare([lowered.weights[position[name]] for name in segment.weights])
+            setattr(parts.module, segment.name, runner)
+    log.info("%d segments, %d nodes in TensorRT, %d in eager", len(parts.segments), *split_count(parts.verdicts))
+    return parts.module.forward
+
+
+def segment_module(segment: Segment, device: torch.device, settings: Settings) -> SegmentModule:
+    names = placeholder_names(segment.module)
+    return SegmentModule(
+        segment.name,
+        segment.module,
+        [names.index(name) for name in segment.weights],
+        functools.partial(make_engine, segment, device, settings),
+        digest,
+        max_weight_sets=settings.max_weight_sets,
+        rebuild_after=settings.rebuild_after,
+        strict=settings.strict,
+    )
+
+
+def make_engine(
+    segment: Segment,
+    device: torch.device,
+    settings: Settings,
+    weights: Sequence[torch.Tensor] | None,
+    digests: Sequence[str],
+) -> Engine:
+    """The engine of a segment with these weights baked in, or taking them as inputs if None: cached, or converted and built.
+
+    Raises:
+        Unsupported, ConversionError, BuildError, EngineError: as their docstrings say.
+    """
+    baked = dict(zip(segment.weights, weights, strict=True)) if weights is not None else {}
+    ranges = ranges_of(n.meta["val"] for n in segment.module.graph.nodes if n.op == "placeholder")
+    converted = functools.cache(lambda: convert(segment.module, baked))
+    key = segment_key(
+        segment.module,
+        ranges=ranges,
+        weights=dict(zip(baked, digests, strict=True)),
+        settings=settings,
+        platform=platform_of(device, settings),
+        converters=converters_version(segment),
+    )
+
+    def build_plan() -> Plan:
+        network = converted()
+        plan = build(network, profile_of(network, ranges), settings, label=segment.name)
+        count("engines_built")
+        return Plan(plan, manifest_of(network))
+
+    plan, hit = get_or_build(key, build_plan, settings)
+    count("cache_hits" if hit else "cache_misses")
+    if settings.runtime == "reference":
+        from trt_dynamo.reference import ReferenceEngine
+
+        network = converted()
+        raw = ReferenceEngine(network.network.raw, [profile_of(network, ranges)], dict(network.constants))
+        return Engine(raw, plan.manifest, device, owner=network)
+    return load_plan(plan.data, plan.manifest, device)
+
+
+def read_settings(keywords: Mapping[str, Any]) -> Settings:
+    """Environment and options; `mode` is Inductor's and says nothing to us."""
+    unknown = set(keywords) - {"options", "mode"}
+    if unknown:
+        raise SettingsError(f"the backend takes options={{...}} only, not {', '.join(sorted(unknown))}")
+    if keywords.get("mode") is not None:
+        warn_once(f"mode={keywords['mode']!r} is Inductor's and has no meaning for the backend tensorrt; it is ignored")
+    return Settings.from_env().merge(keywords.get("options"))
+
+
+def why_eager(inputs: Sequence[Any], settings: Settings) -> str | None:
+    """Why this graph is left to eager before anything is tried, or None."""
+    if settings.runtime == "eager":
+        return "the setting runtime=eager"
+    if needs_gradients(inputs):
+        return "a backward pass may follow"
+    missing = tensorrt_module.why_missing() if settings.runtime == "reference" else tensorrt_module.why_not_runnable()
+    if missing is None and settings.runtime != "reference" and not any(is_cuda(i) for i in inputs):
+        missing = "no input of the graph is on a CUDA device"
+    if missing is None:
+        return None
+    if settings.strict or settings.runtime == "tensorrt":
+        raise TrtDynamoError(f"no engine can run here: {missing}")
+    warn_once(f"the model runs in eager: {missing}. (runtime=reference evaluates engines' networks without a GPU, slowly.)")
+    return missing
+
+
+def is_cuda(value: Any) -> bool:
+    return isinstance(value, torch.Tensor) and value.is_cuda
+
+
+def main_device(module: GraphModule) -> torch.device:
+    """The device that the engines of a graph work on: the first CUDA device among its inputs, else the CPU."""
+    values = [node.meta.get("val") for node in module.graph.nodes if node.op == "placeholder"]
+    return next((v.device for v in values if is_cuda(v)), torch.device("cpu"))
+
+
+def placeholder_names(module: GraphModule) -> list[str]:
+    return [node.name for node in module.graph.nodes if node.op == "placeholder"]
+
+
+def split_count(verdicts: Sequence[Any]) -> tuple[int, int]:
+    converted = sum(verdict.ok for verdict in verdicts)
+    return converted, len(verdicts) - converted
+
+
+def manifest_of(network: ConvertedNetwork) -> dict[str, Any]:
+    """What the runtime must know of an engine's inputs and outputs, as JSON."""
+
+    def describe(binding: Any) -> dict[str, Any]:
+        dtype = str(binding.dtype).removeprefix("torch.")
+        return {"name": binding.name, "position": binding.position, "dtype": dtype, "order": list(binding.order), "size": binding.size}
+
+    return {"inputs": [describe(b) for b in network.inputs], "outputs": [describe(b) for b in network.outputs]}
+
+
+def platform_of(device: torch.device, settings: Settings) -> dict[str, str]:
+    """Where an engine can be used: a portable one of TensorRT-RTX anywhere, one of TensorRT on this kind of GPU."""
+    facts = {
+        "flavor": tensorrt_module.flavor(),
+        "tensorrt": tensorrt_module.version(),
+        "tf32": str(torch.get_float32_matmul_precision() != "highest" or torch.backends.cuda.matmul.allow_tf32),
+    }
+    if device.type == "cuda" and not tensorrt_module.is_rtx():
+        facts["gpu"] = torch.cuda.get_device_name(device)
+        facts["capability"] = str(torch.cuda.get_device_capability(device))
+    return facts
+
+
+@functools.cache
+def our_version() -> str:
+    """A digest of the code that makes networks, so that an engine never outlives the converter that made it."""
+    folder = Path(__file__).parent
+    files = [*sorted((folder / "aten_converters").glob("*.py")), folder / "build.py", folder / "profiles.py"]
+    return hashlib.sha256(b"".join(file.read_bytes() for file in files)).hexdigest()
+
+
+def converters_version(segment: Segment) -> str:
+    """Our version, and the source of the user's own converters that the segment uses."""
+    parts = [our_version()]
+    for target in sorted({str(n.target): n.target for n in segment.module.graph.nodes if n.op == "call_function"}.items()):
+        used = CONVERTERS.get(target[1])  # type: ignore[arg-type]
+        if used is not None and not used.function.__module__.startswith("trt_dynamo."):
+            parts.append(source_of(used.function))
+    return hashlib.sha256("\0".join(parts).encode()).hexdigest()
+
+
+def source_of(function: Callable[..., Any]) -> str:
+    try:
+        return inspect.getsource(function)
+    except (OSError, TypeError):
+        code = function.__code__
+        return f"{function.__qualname__} {code.co_code.hex()} {code.co_consts!r} {code.co_names!r}"

@@ -1,0 +1,107 @@
+"""Says, without building anything, what would run where: which nodes in how many engines, and why the others do not."""
+
+from __future__ import annotations
+
+import collections
+import dataclasses
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch._dynamo.exc import RestartAnalysis, SkipFrame
+from torch._subclasses.fake_tensor import unset_fake_temporarily
+from torch.fx import GraphModule
+
+from trt_dynamo import trt as tensorrt_module
+from trt_dynamo.lowering import Lowered, lower
+from trt_dynamo.partition import Segment, Verdict, partition
+from trt_dynamo.settings import Settings
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Explanation:
+    """What `explain` found. `segments` are the engines to be (each with its `nodes`); `converted` counts the nodes in them;
+    `eager` are the verdicts (`node`, `target`, `reason`, `source`) on the others; `graphs` counts Dynamo's graphs."""
+
+    segments: tuple[Segment, ...]
+    converted: int
+    eager: tuple[Verdict, ...]
+    graphs: int
+    broken: tuple[str, ...] = ()
+
+    def __str__(self) -> str:
+        total = self.converted + len(self.eager)
+        lines = [
+            f"{self.converted} of {total} nodes in {len(self.segments)} TensorRT engine{'s' * (len(self.segments) != 1)}, "
+            f"from {self.graphs} graph{'s' * (self.graphs != 1)}"
+        ]
+        lines += [f"  {segment.name}: {len(segment.nodes)} nodes, {len(segment.weights)} weights" for segment in self.segments]
+        reasons: dict[tuple[str, str], list[Verdict]] = collections.defaultdict(list)
+        for verdict in self.eager:
+            reasons[verdict.target, verdict.reason].append(verdict)
+        if reasons:
+            lines.append("eager:")
+        for (target, reason), verdicts in sorted(reasons.items(), key=lambda item: -len(item[1])):
+            where = f"  [{verdicts[0].source}]" if verdicts[0].source else ""
+            lines.append(f"  {len(verdicts)} x {target}: {reason}{where}")
+        lines += [f"graph not lowered: {reason}" for reason in self.broken]
+        return "\n".join(lines)
+
+    def as_dict(self) -> dict[str, Any]:
+        """The same as plain data, for JSON."""
+        return {
+            "graphs": self.graphs,
+            "converted": self.converted,
+            "segments": [{"name": s.name, "nodes": list(s.nodes), "weights": list(s.weights)} for s in self.segments],
+            "eager": [dataclasses.asdict(verdict) for verdict in self.eager],
+            "broken": list(self.broken),
+        }
+
+
+def explain(
+    model: Callable[..., Any],
+    *args: Any,
+    options: Mapping[str, Any] | None = None,
+    dynamic: bool | None = None,
+    **kwargs: Any,
+) -> Explanation:
+    """Traces `model(*args, **kwargs)` as the backend would for inference, and judges every node by its converter's dry run.
+
+    The model runs once in eager, without gradients; nothing is built or cached. `options` are those of `torch.compile`,
+    `dynamic` is handed to it.
+
+    Raises:
+        TensorRTMissing: no TensorRT is installed, whose layers are the judge.
+        SettingsError: an option is unknown or does not parse.
+    """
+    settings = Settings.from_env().merge(options)
+    tensorrt_module.load()
+    found: list[tuple[tuple[Segment, ...], tuple[Verdict, ...]]] = []
+    broken: list[str] = []
+
+    def look(lowered: Lowered) -> Callable[..., Any]:
+        original = lowered.module.forward
+        with unset_fake_temporarily(), torch.no_grad():
+            parts = partition(lowered.module, lowered.names, settings)
+        found.append((parts.segments, parts.verdicts))
+        return original
+
+    def backend(module: GraphModule, inputs: Sequence[Any]) -> Callable[..., Any]:
+        try:
+            return lower(module, inputs, look)
+        except (RestartAnalysis, SkipFrame):  # Dynamo's own way of asking for another go
+            raise
+        except Exception as error:  # the report must say it; the model still runs
+            broken.append(f"{type(error).__name__}: {error}")
+            return module.forward
+
+    with torch.no_grad():
+        torch.compile(model, backend=backend, dynamic=dynamic)(*args, **kwargs)
+    renamed = [
+        dataclasses.replace(segment, name=f"graph_{index}.{segment.name}" if len(found) > 1 else segment.name)
+        for index, (segments, _) in enumerate(found)
+        for segment in segments
+    ]
+    verdicts = [verdict for _, group in found for verdict in group]
+    refused = tuple(verdict for verdict in verdicts if not verdict.ok)
+    return Explanation(tuple(renamed), len(verdicts) - len(refused), refused, len(found) + len(broken), tuple(broken))

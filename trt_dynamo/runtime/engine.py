@@ -1,0 +1,195 @@
+"""One engine at run time: TensorRT's `ICudaEngine`, or the reference evaluator behind the same methods.
+
+Comes in: a plan and its manifest. Goes out: results for a segment's arguments, or `OutsideProfile`, never a wrong answer.
+"""
+
+from __future__ import annotations
+
+import collections
+import dataclasses
+import threading
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+
+from trt_dynamo import log as tensorrt_log
+from trt_dynamo.errors import EngineError
+from trt_dynamo.trt import trt
+
+# TensorRT wants addresses aligned to this; torch's own CUDA allocations are, views into them may not be.
+CUDA_ALIGNMENT = 256
+CPU_ALIGNMENT = 64
+
+
+class OutsideProfile(EngineError):
+    """A shape for which the engine was not built: the segment answers in eager."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Port:
+    """One input or output as the manifest states it: the engine sees `tensor.permute(order)`, dense and row-major."""
+
+    name: str
+    position: int
+    dtype: torch.dtype
+    order: tuple[int, ...]
+    inverse: tuple[int, ...]
+    permuted: bool
+    size: bool
+
+    @classmethod
+    def read(cls, entry: Mapping[str, Any]) -> Port:
+        order = tuple(entry["order"])
+        inverse = tuple(order.index(axis) for axis in range(len(order)))
+        return cls(
+            name=entry["name"],
+            position=entry["position"],
+            dtype=getattr(torch, entry["dtype"]),
+            order=order,
+            inverse=inverse,
+            permuted=order != tuple(range(len(order))),
+            size=entry["size"],
+        )
+
+
+class Call:
+    """An execution context, and the shapes and addresses that it has been given: setters run on change only."""
+
+    def __init__(self, context: Any) -> None:
+        self.context = context
+        self.shapes: dict[str, tuple[int, ...]] = {}
+        self.results: list[tuple[int, ...]] | None = None
+
+
+class Engine:
+    """A loaded engine. Calls from several threads get contexts of their own."""
+
+    def __init__(self, raw: Any, manifest: Mapping[str, Any], device: torch.device, owner: Any = None) -> None:
+        self.raw = raw
+        self.owner = owner  # what must outlive the engine: its runtime, or the network behind the stand-in
+        self.device = device
+        names = {raw.get_tensor_name(i) for i in range(raw.num_io_tensors)}
+        self.inputs = [port for port in map(Port.read, manifest["inputs"]) if port.name in names]
+        self.outputs = [Port.read(entry) for entry in manifest["outputs"]]
+        missing = [port.name for port in self.outputs if port.name not in names]
+        if missing:
+            raise EngineError(f"the engine lacks the outputs {', '.join(missing)}: the cache entry does not fit it")
+        self.ranges = {port.name: self.profile(port) for port in self.inputs}
+        self.alignment = CUDA_ALIGNMENT if device.type == "cuda" else CPU_ALIGNMENT
+        self.idle: dict[int, list[Call]] = collections.defaultdict(list)  # by stream
+        self.lock = threading.Lock()
+        # Holds the place of an empty tensor, whose address would be null.
+        self.placeholder = torch.zeros(CUDA_ALIGNMENT, dtype=torch.uint8, device=device)
+        self.stream = torch.cuda.Stream(device) if device.type == "cuda" else None
+
+    def profile(self, port: Port) -> tuple[tuple[int, ...], tuple[int, ...]]:
+        """The smallest and largest shape (value, for a size) that the engine takes."""
+        raw = self.raw
+        spans = raw.get_tensor_profile_values(0, port.name) if port.size else raw.get_tensor_profile_shape(port.name, 0)
+        return tuple(spans[0]), tuple(spans[2])
+
+    def __call__(self, args: Sequence[Any]) -> tuple[torch.Tensor, ...]:
+        """The segment's results.
+
+        Raises:
+            OutsideProfile: a shape for which the engine was not built.
+            EngineError: TensorRT refused the call.
+        """
+        if self.stream is None:
+            return self.on_stream(0, args)
+        with torch.cuda.device(self.device):
+            return self.on_stream(torch.cuda.current_stream(self.device).cuda_stream, args)
+
+    def on_stream(self, stream: int, args: Sequence[Any]) -> tuple[torch.Tensor, ...]:
+        call = self.take(stream)
+        try:
+            return self.execute(call, args, stream)
+        finally:
+            self.idle[stream].append(call)
+
+    def take(self, stream: int) -> Call:
+        """An execution context that no other thread uses. It stays with one stream, whose order keeps its memory safe."""
+        try:
+            return self.idle[stream].pop()
+        except IndexError:
+            pass
+        with self.lock, tensorrt_log.collected() as errors:
+            context = self.raw.create_execution_context()
+        if context is None:
+            raise EngineError(f"TensorRT made no execution context: {'; '.join(errors) or 'it gave no reason'}")
+        return Call(context)
+
+    def execute(self, call: Call, args: Sequence[Any], stream: int) -> tuple[torch.Tensor, ...]:
+        context = call.context
+        held = []  # what TensorRT reads must live until the work is enqueued
+        for port in self.inputs:
+            tensor = self.bindable(port, args[port.position])
+            held.append(tensor)
+            shape = tuple(tensor.shape)
+            if port.size or call.shapes.get(port.name) != shape:
+                self.admit(port, tensor, shape)
+                if not port.size and not context.set_input_shape(port.name, shape):
+                    raise EngineError(f"TensorRT refused the shape {shape} of {port.name}")
+                call.shapes[port.name] = shape
+                call.results = None
+            self.bind(context, port, tensor)
+        if call.results is None:
+            call.results = [tuple(context.get_tensor_shape(port.name)) for port in self.outputs]
+        results = [torch.empty(shape, dtype=port.dtype, device=self.device) for port, shape in zip(self.outputs, call.results, strict=True)]
+        for port, result in zip(self.outputs, results, strict=True):
+            self.bind(context, port, result)
+        self.enqueue(context, stream)
+        return tuple(r.permute(port.inverse) if port.permuted else r for port, r in zip(self.outputs, results, strict=True))
+
+    def bind(self, context: Any, port: Port, tensor: torch.Tensor) -> None:
+        address = tensor.data_ptr() if tensor.numel() else self.placeholder.data_ptr()
+        if not context.set_tensor_address(port.name, address):
+            raise EngineError(f"TensorRT refused the address of {port.name}")
+
+    def enqueue(self, context: Any, stream: int) -> None:
+        """Starts the engine. TensorRT would synchronize on the default stream, so there a stream of ours takes turns with it;
+        all memory belongs to the caller's stream, which waits for ours before it can reuse any."""
+        with tensorrt_log.collected() as errors:
+            if self.stream is None or stream != 0:
+                done = context.execute_async_v3(stream)
+            else:
+                default = torch.cuda.default_stream(self.device)
+                self.stream.wait_stream(default)
+                done = context.execute_async_v3(self.stream.cuda_stream)
+                default.wait_stream(self.stream)
+        if not done:
+            raise EngineError(f"TensorRT could not run the engine: {'; '.join(errors) or 'it gave no reason'}")
+
+    def bindable(self, port: Port, value: Any) -> torch.Tensor:
+        """The argument as memory that TensorRT can read: dense, row-major in the port's order, aligned, on the device."""
+        if port.size:
+            return torch.tensor(int(value), dtype=torch.int64)
+        tensor: torch.Tensor = value.permute(port.order) if port.permuted else value
+        if tensor.device != self.device:
+            tensor = tensor.to(self.device)
+        if not tensor.is_contiguous():
+            tensor = tensor.contiguous()
+        if tensor.data_ptr() % self.alignment:
+            return tensor.clone(memory_format=torch.contiguous_format)
+        return tensor
+
+    def admit(self, port: Port, tensor: torch.Tensor, shape: tuple[int, ...]) -> None:
+        smallest, largest = self.ranges[port.name]
+        found = (int(tensor),) if port.size else shape
+        if len(found) != len(smallest) or any(not low <= n <= high for n, low, high in zip(found, smallest, largest, strict=True)):
+            raise OutsideProfile(f"{port.name} of shape {found} is outside the profile {smallest} to {largest}")
+
+
+def load_plan(plan: bytes, manifest: Mapping[str, Any], device: torch.device) -> Engine:
+    """A plan loaded into TensorRT.
+
+    Raises:
+        EngineError: TensorRT refused it; the text ends with TensorRT's own words.
+    """
+    with torch.cuda.device(device), tensorrt_log.collected() as errors:
+        runtime = trt.Runtime(tensorrt_log.logger())
+        raw = runtime.deserialize_cuda_engine(plan)
+        if raw is None:
+            raise EngineError(f"TensorRT could not load the engine: {'; '.join(errors) or 'it gave no reason'}")
+    return Engine(raw, manifest, device, owner=runtime)
