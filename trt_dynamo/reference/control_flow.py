@@ -14,7 +14,7 @@ from torch import Tensor
 
 from trt_dynamo.errors import ConversionError, EngineError, Unsupported
 from trt_dynamo.reference.layer import Layer, Run, dims, evaluates
-from trt_dynamo.reference.steps import Frame, Runnable, Step, fits, order, run_plan
+from trt_dynamo.reference.steps import DataDependent, Frame, Runnable, Step, fits, order, run_plan
 
 BOUNDARIES = ("RECURRENCE", "ITERATOR")  # their outputs are there when a loop's body starts
 
@@ -110,19 +110,22 @@ class BranchStep:
         condition = graph.conditions[layer.native.conditional.name]
         self.inputs: list[str | None] = [condition]
         self.outputs = layer.outputs
-        self.shape = layer.output_shapes[0]
+        self.shapes = layer.output_shapes
+        self.dtypes = [layer.dtype]
         self.branches = [(str(name), graph.plan([str(name)])) for name in layer.inputs]
         self.uses = frozenset({condition}).union(*(closure(plan, [name]) for name, plan in self.branches))
         self.condition = condition
 
     def execute(self, frame: Frame) -> None:
-        name, plan = self.branches[0 if bool(frame[self.condition]) else 1]
+        condition = frame[self.condition]
+        # Both branches have the same shape, so without values either will do.
+        name, plan = self.branches[0 if condition.is_meta or bool(condition) else 1]
         for step in plan:
             if not all(frame.knows(output) for output in step.outputs):
                 step.execute(frame)
         value = frame[name]
-        if not fits(value.shape, self.shape):
-            raise ConversionError(f"conditional output {self.name!r} has the shape {tuple(value.shape)}, not {self.shape}")
+        if not fits(value.shape, self.shapes[0]):
+            raise ConversionError(f"conditional output {self.name!r} has the shape {tuple(value.shape)}, not {self.shapes[0]}")
         frame[self.outputs[0]] = value
 
 
@@ -144,6 +147,8 @@ class LoopStep:
         ]
         self.results = [LoopResult(layer, {state[0] for state in self.states}) for layer in of_kind["LOOP_OUTPUT"]]
         self.outputs = [result.output for result in self.results]
+        self.shapes = [result.shape for result in self.results]
+        self.dtypes = [result.dtype for result in self.results]
         limits = {layer.native.kind.name: str(layer.inputs[0]) for layer in layers if layer.kind == "TRIP_LIMIT"}
         self.count, self.condition = limits.get("COUNT"), limits.get("WHILE")
         self.make_plans(graph, frozenset(layer.name for layer in of_kind["LOOP_OUTPUT"]))
@@ -169,6 +174,8 @@ class LoopStep:
         self.uses = frozenset(needed) | closure(self.body, body) | closure(self.test, [])| frozenset(outside)
 
     def execute(self, frame: Frame) -> None:
+        if frame.device.type == "meta" and self.count is not None and frame[self.count].is_meta:
+            raise DataDependent(f"loop {self.name!r} runs as often as the values say")
         limit = None if self.count is None else max(int(frame[self.count]), 0)
         states = {output: frame[initial] for output, initial, _ in self.states}
         gathered: list[list[Tensor]] = [[] for _ in self.results]
@@ -191,7 +198,10 @@ class LoopStep:
 
     def goes_on(self, inner: Frame) -> bool:
         run_plan(self.test, inner)
-        return bool(inner[str(self.condition)])
+        condition = inner[str(self.condition)]
+        if condition.is_meta:
+            raise DataDependent(f"loop {self.name!r} runs as often as the values say")
+        return bool(condition)
 
     def element(self, source: Tensor, axis: int, reverse: bool, trip: int, limit: int | None) -> Tensor:
         if reverse and limit is None:
@@ -240,7 +250,7 @@ def assertion(layer: Layer) -> Run:
     name, message = layer.name, layer.native.message
 
     def run(condition: Tensor) -> tuple[Tensor, ...]:
-        if not bool(condition.all()):
+        if not condition.is_meta and not bool(condition.all()):
             raise EngineError(f"assertion {name!r} does not hold: {message}")
         return ()
 

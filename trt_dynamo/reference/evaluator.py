@@ -17,15 +17,18 @@ from trt_dynamo.errors import EngineError
 from trt_dynamo.log import collected
 from trt_dynamo.reference.control_flow import Graph
 from trt_dynamo.reference.layer import STORAGE, shape_of
-from trt_dynamo.reference.steps import CPU, HOST_ELEMENTS, Frame, Runnable, Step, fits
+from trt_dynamo.reference.steps import CPU, HOST_ELEMENTS, DataDependent, Frame, Runnable, Step, fits
 
 @dataclass(frozen=True)
 class Signature:
-    """An input or output of a network: dims (-1 for dynamic), the dims' names ("" for none), and the torch dtype."""
+    """An input or output of a network: dims (-1 for dynamic), the dims' names ("" for none), dtypes, and its role."""
 
     shape: tuple[int, ...]
     dim_names: tuple[str, ...]
     dtype: torch.dtype
+    trt_dtype: str
+    shape_tensor: bool  # its values decide shapes
+    host: bool  # an engine reads or writes it on the CPU
 
 
 class Evaluator:
@@ -81,7 +84,29 @@ class Evaluator:
             if not fits(value.shape, signature.shape):
                 raise EngineError(f"input {name!r} has the shape {tuple(value.shape)}; the network says {signature.shape}")
             check_dim_names(name, value.shape, signature.dim_names, named)
-        return next((value.device for value in inputs.values() if value.is_cuda), CPU)
+        return next((value.device for value in inputs.values() if value.device != CPU), CPU)
+
+    def shapes(self, inputs: Mapping[str, Tensor]) -> dict[str, tuple[int, ...]]:
+        """The outputs' shapes for these inputs, of which only shapes count but for shape tensors, whose values on the CPU
+        do; -1 where a dim depends on other values.
+
+        Raises:
+            EngineError: the inputs do not fit the network, or a layer cannot run on these shapes.
+        """
+        self.check(inputs)
+        meta = torch.device("meta")
+        given = {name: value if self.inputs[name].shape_tensor else value.to(meta) for name, value in inputs.items()}
+        frame = Frame(self.constants_on(meta), meta, self.moved.setdefault(meta, {}))
+        frame.update(given)
+        for step in self.plan:
+            try:
+                step.execute(frame)
+            except DataDependent:
+                # Unknown, unless TensorRT knows the shape whatever the values.
+                for name, shape, dtype in zip(step.outputs, step.shapes, step.dtypes, strict=True):
+                    if -1 not in shape:
+                        frame[name] = torch.empty(shape, dtype=dtype, device=meta)
+        return {name: tuple(frame[name].shape) if frame.knows(name) else found.shape for name, found in self.outputs.items()}
 
     def constants_on(self, device: torch.device) -> dict[str, Tensor]:
         if device not in self.constants:
@@ -107,7 +132,15 @@ def signatures(tensors: Iterable[Any]) -> dict[str, Signature]:
     for tensor in tensors:
         shape = shape_of(tensor, "network")
         names = tuple(tensor.get_dimension_name(i) or "" for i in range(len(shape))) if tensor.is_network_input else ()
-        found[tensor.name] = Signature(shape, names, STORAGE[tensor.dtype.name])
+        decides = tensor.is_shape_tensor
+        found[tensor.name] = Signature(
+            shape=shape,
+            dim_names=names,
+            dtype=STORAGE[tensor.dtype.name],
+            trt_dtype=tensor.dtype.name,
+            shape_tensor=decides,
+            host=decides and (tensor.is_network_input or not tensor.is_execution_tensor),
+        )
     return found
 
 

@@ -19,7 +19,7 @@ def bounded(index: Tensor, size: int) -> tuple[Tensor, Tensor | None]:
     """Indices brought inside, and which were outside; None where none can be (known without a copy on the CPU only)."""
     index = from_start(index, size)
     outside = (index < 0) | (index >= size)
-    if not index.is_cuda and not bool(outside.any()):
+    if index.device.type == "cpu" and not bool(outside.any()):
         return index, None
     return index.clamp(0, max(size - 1, 0)), outside
 
@@ -76,7 +76,7 @@ def gather_nd(x: Tensor, index: Tensor, batch: int) -> Tensor:
 
 def check_bounds(places: list[Tensor], size: torch.Size) -> None:
     for place, length in zip(places, size, strict=True):
-        if not place.is_cuda and place.numel() and not (0 <= int(place.min()) and int(place.max()) < length):
+        if place.device.type == "cpu" and place.numel() and not (0 <= int(place.min()) and int(place.max()) < length):
             raise EngineError(f"an index is out of range: {int(place.min())} to {int(place.max())} in {length}")
 
 
@@ -118,13 +118,13 @@ def one_hot(layer: Layer) -> Run:
     return run
 
 
-@evaluates("NON_ZERO", exact=True)
+@evaluates("NON_ZERO", exact=True, data_dependent=True)
 def non_zero(layer: Layer) -> Run:
     dtype = layer.dtype
     return lambda x: torch.nonzero(x).t().contiguous().to(dtype)
 
 
-@evaluates("NMS", host=(2, 3, 4))
+@evaluates("NMS", host=(2, 3, 4), data_dependent=True)
 def nms(layer: Layer) -> Run:
     native = layer.native
     centered, limit = native.bounding_box_format.name == "CENTER_SIZES", native.topk_box_limit

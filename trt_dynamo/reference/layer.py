@@ -184,22 +184,31 @@ class Rule:
     """How a kind of layer is run. `exact`: it only moves or compares values, so low floats need not be widened.
 
     `host`: the inputs whose values are read on the host. `places`: the function makes tensors and wants `device=`.
+    `data_dependent`: the size of what it gives depends on values.
     """
 
     prepare: Prepare
     exact: bool
     host: tuple[int, ...]
     places: bool
+    data_dependent: bool
 
 
 RULES: dict[str, Rule] = {}
 
 
-def evaluates(kind: str, *, exact: bool = False, host: tuple[int, ...] = (), places: bool = False) -> Callable[[Prepare], Prepare]:
+def evaluates(
+    kind: str,
+    *,
+    exact: bool = False,
+    host: tuple[int, ...] = (),
+    places: bool = False,
+    data_dependent: bool = False,
+) -> Callable[[Prepare], Prepare]:
     """Registers the function that prepares layers of type `kind` (a `trt.LayerType` by name)."""
 
     def register(prepare: Prepare) -> Prepare:
-        RULES[kind] = Rule(prepare, exact, host, places)
+        RULES[kind] = Rule(prepare, exact, host, places, data_dependent)
         return prepare
 
     return register

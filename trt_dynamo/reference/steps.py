@@ -18,6 +18,10 @@ CPU = torch.device("cpu")
 HOST_ELEMENTS = 64
 
 
+class DataDependent(TrtDynamoError):
+    """A shape depends on values that are not there when only shapes are inferred."""
+
+
 class Frame(dict[str, Tensor]):
     """The tensors of one call, or of one iteration of a loop, by name; what it lacks comes from its parent."""
 
@@ -28,7 +32,10 @@ class Frame(dict[str, Tensor]):
         self.moved = moved
 
     def __missing__(self, name: str) -> Tensor:
-        return self.parent[name]
+        try:
+            return self.parent[name]
+        except KeyError:
+            raise DataDependent(f"the tensor {name!r} is not known") from None
 
     def knows(self, name: str) -> bool:
         return name in self or (self.parent.knows(name) if isinstance(self.parent, Frame) else name in self.parent)
@@ -60,6 +67,8 @@ class Runnable(Protocol):
     inputs: list[str | None]
     outputs: list[str]
     uses: frozenset[str]
+    shapes: list[tuple[int, ...]]
+    dtypes: list[torch.dtype]
 
     def execute(self, frame: Frame) -> None: ...
 
@@ -84,12 +93,15 @@ class Step:
         self.host = rule.host
         self.places = rule.places
         self.exact = rule.exact
+        self.data_dependent = rule.data_dependent
         self.shapes = layer.output_shapes
         self.dtypes = [STORAGE[name] for name in layer.output_types]
         run = rule.prepare(layer)
         self.run = run if rule.exact or LOW_FLOATS.isdisjoint(layer.input_types) else widened(run)
 
     def execute(self, frame: Frame) -> None:
+        if self.data_dependent and frame.device.type == "meta":
+            raise DataDependent(f"layer {self.name!r} ({self.kind}) makes as much as it finds")
         arguments = [None if name is None else frame[name] for name in self.inputs]
         if frame.device != CPU:
             arguments = self.placed(arguments, frame)
@@ -106,14 +118,16 @@ class Step:
 
     def placed(self, arguments: list[Tensor | None], frame: Frame) -> list[Tensor | None]:
         """The arguments on one device: the host if all are there; what is read on the host, always on the host."""
-        device = any(x is not None and x.is_cuda for i, x in enumerate(arguments) if i not in self.host)
+        device = any(x is not None and x.device != CPU for i, x in enumerate(arguments) if i not in self.host)
         placed: list[Tensor | None] = []
         for index, (name, value) in enumerate(zip(self.inputs, arguments, strict=True)):
             if value is None or name is None:
                 placed.append(None)
             elif index in self.host:
+                if value.is_meta:
+                    raise DataDependent(f"layer {self.name!r} reads the values of {name!r}")
                 placed.append(value.cpu())
-            elif device and not value.is_cuda:
+            elif device and value.device == CPU:
                 placed.append(frame.on_device(name, value))
             else:
                 placed.append(value)

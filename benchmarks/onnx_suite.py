@@ -1,0 +1,280 @@
+"""The reference evaluator against the ONNX backend tests, parsed by NVIDIA's parser: `python -m benchmarks.onnx_suite`.
+
+In: the test cases that the `onnx` package makes (node, simple, pytorch-converted, pytorch-operator). Each is taken `raw`,
+as it is, and as `const`, where all inputs but the first become initializers, as exporters write models. Out: a `Result`
+per case and the counts. Workers are processes of their own, for a fault in the parser ends a process.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import subprocess
+import sys
+import time
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from threading import Thread
+from typing import Any
+
+import numpy
+import onnx
+import torch
+from onnx import numpy_helper
+from onnx.backend.test import loader
+from torch import Tensor
+
+from tests.reference_deviations import DEVIATIONS
+from trt_dynamo.errors import Unsupported
+from trt_dynamo.log import logger
+from trt_dynamo.reference import evaluate
+from trt_dynamo.trt import trt
+
+GROUPS = ("node", "simple", "pytorch-converted", "pytorch-operator")
+VARIANTS = ("raw", "const")
+# How far a result may be from the expected one, relative and absolute, by its dtype; integers must be equal.
+TOLERANCES = {torch.float32: (1e-3, 1e-5), torch.float16: (2e-3, 2e-3), torch.bfloat16: (1e-2, 1e-2)}
+
+
+@dataclass(frozen=True)
+class Case:
+    """A model with the data of its tests."""
+
+    group: str
+    name: str
+    variant: str
+    model: onnx.ModelProto
+    data: list[tuple[list[Any], list[Any]]]
+
+    @property
+    def id(self) -> str:
+        return f"{self.group}/{self.name}/{self.variant}"
+
+
+@dataclass(frozen=True)
+class Result:
+    """What came of a case: `passed`, `wrong`, `unsupported` (by the evaluator), `refused` (by the parser), `crashed` (the
+    parser), or `error` (anything else that was raised)."""
+
+    id: str
+    outcome: str
+    detail: str = ""
+
+
+def cases() -> Iterator[Case]:
+    """Every case, always in the same order."""
+    for group in GROUPS:
+        for test in sorted(loader.load_model_tests(kind=group), key=lambda test: str(test.name)):
+            if test.model is None and test.model_dir is None:
+                continue
+            model = test.model or onnx.load(Path(test.model_dir) / "model.onnx")
+            data = test.data_sets if test.data_sets is not None else read_data(Path(test.model_dir), model)
+            yield Case(group, test.name, "raw", model, data)
+            if len(model.graph.input) > 1 and all_arrays(data):
+                yield Case(group, test.name, "const", model, data)
+
+
+def all_arrays(data: list[tuple[list[Any], list[Any]]]) -> bool:
+    return all(isinstance(value, numpy.ndarray | numpy.generic) for inputs, _ in data for value in inputs)
+
+
+def read_data(folder: Path, model: onnx.ModelProto) -> list[tuple[list[Any], list[Any]]]:
+    """The tests beside a model on disk: a list of (inputs, outputs)."""
+    found = []
+    for test in sorted(folder.glob("test_data_set_*")):
+        inputs = [read_value(test / f"input_{i}.pb", info) for i, info in enumerate(model.graph.input) if (test / f"input_{i}.pb").exists()]
+        outputs = [read_value(test / f"output_{i}.pb", info) for i, info in enumerate(model.graph.output)]
+        found.append((inputs, outputs))
+    return found
+
+
+def read_value(path: Path, info: onnx.ValueInfoProto) -> Any:
+    if info.type.WhichOneof("value") != "tensor_type":
+        return None
+    return numpy_helper.to_array(onnx.TensorProto.FromString(path.read_bytes()))
+
+
+def with_constants(model: onnx.ModelProto, inputs: Sequence[Any]) -> onnx.ModelProto:
+    """The model with all inputs but the first as initializers."""
+    changed = onnx.ModelProto()
+    changed.CopyFrom(model)
+    infos = list(changed.graph.input)
+    for info, value in list(zip(infos, inputs, strict=False))[1:]:
+        tensor = numpy_helper.from_array(numpy.asarray(value), info.name)
+        tensor.data_type = info.type.tensor_type.elem_type
+        changed.graph.initializer.append(tensor)
+        changed.graph.input.remove(info)
+    return changed
+
+
+def to_tensor(value: Any, elem_type: int) -> Tensor:
+    """An ONNX value as a tensor; the types that numpy lacks come as their bits or as ml_dtypes."""
+    array = numpy.ascontiguousarray(value).reshape(numpy.shape(value))
+    if elem_type == onnx.TensorProto.BFLOAT16:
+        return torch.from_numpy(array.view(numpy.int16).copy()).view(torch.bfloat16)
+    if elem_type == onnx.TensorProto.FLOAT8E4M3FN:
+        return torch.from_numpy(array.view(numpy.uint8).copy()).view(torch.float8_e4m3fn)
+    if elem_type == onnx.TensorProto.INT4:
+        return torch.from_numpy(array.astype(numpy.int8))
+    if elem_type == onnx.TensorProto.FLOAT4E2M1:
+        return torch.from_numpy(array.astype(numpy.float32))
+    return torch.from_numpy(array.copy())
+
+
+def constants_of(model: onnx.ModelProto) -> dict[str, Tensor]:
+    """The initializers of the types that TensorRT does not let Python read back."""
+    unreadable = (onnx.TensorProto.BFLOAT16, onnx.TensorProto.FLOAT8E4M3FN, onnx.TensorProto.INT4, onnx.TensorProto.FLOAT4E2M1)
+    return {
+        tensor.name: to_tensor(numpy_helper.to_array(tensor), tensor.data_type)
+        for tensor in model.graph.initializer
+        if tensor.data_type in unreadable
+    }
+
+
+def run(case: Case) -> Result:
+    """Parses, evaluates and compares one case."""
+    for inputs, outputs in case.data:
+        model = case.model if case.variant == "raw" else with_constants(case.model, inputs)
+        network = trt.Builder(logger()).create_network(1 << int(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED))
+        parser = trt.OnnxParser(network, logger())
+        if not parser.parse(model.SerializeToString()):
+            reason = parser.get_error(0).desc() if parser.num_errors else "no reason given"
+            return Result(case.id, "refused", reason)
+        try:
+            found = evaluate(network, bind(network, model, inputs), constants_of(model))
+        except Unsupported as error:
+            return Result(case.id, "unsupported", str(error))
+        except Exception as error:  # noqa: BLE001  a record, whatever it is
+            return Result(case.id, "error", f"{type(error).__name__}: {error}")
+        detail = difference(network, model, found, outputs)
+        if detail:
+            return Result(case.id, "wrong", detail)
+    return Result(case.id, "passed")
+
+
+def bind(network: Any, model: onnx.ModelProto, inputs: Sequence[Any]) -> dict[str, Tensor]:
+    """The test's inputs by the network's names. The parser may rename an input, but keeps their order."""
+    given = {info.name: (value, info.type.tensor_type.elem_type) for info, value in zip(model.graph.input, inputs, strict=False)}
+    names = [network.get_input(i).name for i in range(network.num_inputs)]
+    order = list(given)
+    return {name: to_tensor(*given[name if name in given else order[i]]) for i, name in enumerate(names)}
+
+
+def difference(network: Any, model: onnx.ModelProto, found: dict[str, Tensor], outputs: Sequence[Any]) -> str:
+    """What is not as expected, or "" ."""
+    names = [network.get_output(i).name for i in range(network.num_outputs)]
+    if len(names) != len(model.graph.output):
+        return f"{len(names)} outputs; {len(model.graph.output)} expected"
+    for name, info, value in zip(names, model.graph.output, outputs, strict=True):
+        want = to_tensor(value, info.type.tensor_type.elem_type)
+        have = found[name]
+        if have.shape != want.shape:
+            return f"{name}: shape {tuple(have.shape)}; {tuple(want.shape)} expected"
+        if have.dtype != want.dtype:
+            return f"{name}: {have.dtype}; {want.dtype} expected"
+        relative, absolute = TOLERANCES.get(have.dtype, (0.0, 0.0))
+        close = torch.isclose(have.double(), want.double(), relative, absolute, equal_nan=True)
+        if not bool(close.all()):
+            worst = (have.double() - want.double()).abs()[~close].max()
+            return f"{name}: {int((~close).sum())} of {close.numel()} elements differ, by up to {float(worst):.3g}"
+    return ""
+
+
+def work(start: int, share: int, of: int) -> None:
+    """A worker: runs every `of`-th case from number `start` on, and writes a line per case."""
+    torch.set_num_threads(1)
+    for index, case in enumerate(cases()):
+        if index % of == share and index >= start:
+            print(json.dumps({"starts": index, "id": case.id}), flush=True)
+            print(json.dumps({"result": asdict(run(case))}), flush=True)
+
+
+def run_share(share: int, of: int, results: list[Result]) -> None:
+    """Runs a worker to its end; where it dies, the case that it was at is recorded and another goes on after it."""
+    start = 0
+    while True:
+        command = [sys.executable, "-m", "benchmarks.onnx_suite", "--worker", str(start), str(share), str(of)]
+        worker = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, cwd=Path(__file__).parents[1])
+        current: tuple[int, str] | None = None
+        assert worker.stdout is not None
+        for line in worker.stdout:
+            if not line.startswith("{"):
+                continue
+            entry = json.loads(line)
+            if "result" in entry:
+                results.append(Result(**entry["result"]))
+                current = None
+            else:
+                current = (entry["starts"], entry["id"])
+        if worker.wait() == 0:
+            return
+        if current is None:
+            raise RuntimeError(f"a worker ended with status {worker.returncode} outside of a case")
+        results.append(Result(current[1], "crashed", f"the process ended with status {worker.returncode}"))
+        start = current[0] + 1
+
+
+def run_all(workers: int = 2) -> list[Result]:
+    """Every case's result, in no particular order."""
+    results: list[Result] = []
+    threads = [Thread(target=run_share, args=(share, workers, results)) for share in range(workers)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    return results
+
+
+def judged(results: Iterable[Result]) -> dict[str, list[Result]]:
+    """The results by what they mean: a deviation of the parser counts as `deviates`, never as passed or wrong."""
+    by: dict[str, list[Result]] = {}
+    for result in results:
+        listed = result.id in DEVIATIONS
+        outcome = result.outcome
+        if listed and outcome in ("wrong", "error"):
+            outcome = "deviates"
+        elif listed and outcome == "passed":
+            outcome = "listed but passes"
+        by.setdefault(outcome, []).append(result)
+    return by
+
+
+def summary(results: Sequence[Result]) -> str:
+    """A table of the counts by group and variant."""
+    outcomes = ["passed", "deviates", "unsupported", "wrong", "error", "listed but passes", "refused", "crashed"]
+    counts: Counter[tuple[str, str, str]] = Counter()
+    for outcome, found in judged(results).items():
+        for result in found:
+            group, _, variant = result.id.split("/")
+            counts[group, variant, outcome] += 1
+    lines = ["| group | variant | cases | " + " | ".join(outcomes) + " |", "| --- " * (3 + len(outcomes)) + "|"]
+    for group in (*GROUPS, "all"):
+        for variant in VARIANTS:
+            row = [sum(counts[g, variant, o] for g in GROUPS if group in (g, "all")) for o in outcomes]
+            lines.append(f"| {group} | {variant} | {sum(row)} | " + " | ".join(map(str, row)) + " |")
+    return "\n".join(lines)
+
+
+def main() -> None:
+    arguments = argparse.ArgumentParser(description=__doc__.splitlines()[0])  # type: ignore[union-attr]
+    arguments.add_argument("--worker", nargs=3, type=int, metavar=("START", "SHARE", "OF"), help=argparse.SUPPRESS)
+    arguments.add_argument("--workers", type=int, default=2, help="processes to run at once")
+    arguments.add_argument("--show", action="append", default=[], help="also list the cases of this outcome")
+    chosen = arguments.parse_args()
+    if chosen.worker:
+        work(*chosen.worker)
+        return
+    began = time.perf_counter()
+    results = run_all(chosen.workers)
+    for outcome, found in judged(results).items():
+        if outcome in ("wrong", "error", "listed but passes", *chosen.show):
+            for result in sorted(found, key=lambda r: r.id):
+                print(f"{outcome}: {result.id}: {result.detail[:300]}")
+    print(summary(results))
+    print(f"onnx {onnx.__version__}, {trt.__name__} {trt.__version__}, {time.perf_counter() - began:.0f} s")
+
+
+if __name__ == "__main__":
+    main()
