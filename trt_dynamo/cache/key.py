@@ -93,12 +93,14 @@ def digest(tensor: torch.Tensor) -> str:
     fake tensors are traced.
 
     Raises:
-        Unsupported: a fake, meta, sparse, quantized or wrapper tensor, whose bytes are not to be had.
+        Unsupported: a fake, meta, sparse, quantized, wrapper or emptied tensor, whose bytes are not to be had.
     """
     if isinstance(tensor, FakeTensor) or tensor.is_meta or is_traceable_wrapper_subclass(tensor):
         raise Unsupported(f"a {type(tensor).__name__} on {tensor.device} has no bytes to make a cache key of")
     if tensor.layout != torch.strided or tensor.is_quantized:
         raise Unsupported(f"a tensor of layout {tensor.layout} and type {tensor.dtype} cannot be part of a cache key")
+    if tensor.numel() and not tensor.untyped_storage().nbytes():
+        raise Unsupported("a tensor whose memory was given back (sharded, offloaded) cannot be part of a cache key")
     with _disable_current_modes(), torch.no_grad():
         host = tensor.detach().cpu().resolve_conj().resolve_neg().contiguous()
         sha = hashlib.sha256(frame("tensor", text(str(host.dtype)), text(str(tuple(host.shape)))))
@@ -268,7 +270,9 @@ def describe(target: Any) -> str:
             return f"higher order {target}"
         case OpOverloadPacket() | str():
             return f"{type(target).__name__} {target}"
-    name = getattr(target, "__qualname__", None)
-    if not callable(target) or name is None or "<" in name:
+    name, owner = getattr(target, "__qualname__", None), getattr(target, "__self__", None)
+    # A method bound to an object, a lambda and an inner function hold more than their names say.
+    bound = not (owner is None or isinstance(owner, types.ModuleType | type))
+    if not callable(target) or bound or name is None or "<" in name:
         raise Unsupported(f"a {type(target).__name__} cannot be part of a cache key")
-    return f"function {getattr(target, '__module__', None)} {name}"
+    return f"function {getattr(target, '__module__', None)} {getattr(owner, '__qualname__', None)} {name}"
