@@ -1,0 +1,62 @@
+"""TensorRT as a backend of torch.compile: `torch.compile(model, backend="tensorrt")`, which needs no import of this.
+
+What stands in `__all__` is the public interface. All but the settings and the errors is loaded when it is first used,
+so that importing trt_dynamo costs next to nothing.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+from trt_dynamo.errors import BuildError, ConversionError, EngineError, SettingsError, TrtDynamoError, Unsupported
+from trt_dynamo.settings import Settings
+
+if TYPE_CHECKING:
+    from trt_dynamo.aten_converters import Network, Tensor, converter
+    from trt_dynamo.backend import tensorrt
+    from trt_dynamo.explain import explain
+    from trt_dynamo.reports import report, reset_report
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "BuildError",
+    "ConversionError",
+    "EngineError",
+    "Network",
+    "Settings",
+    "SettingsError",
+    "Tensor",
+    "TrtDynamoError",
+    "Unsupported",
+    "__version__",
+    "converter",
+    "explain",
+    "report",
+    "reset_report",
+    "tensorrt",
+]
+
+# Where each name comes from that is loaded at its first use.
+LAZY = {
+    "Network": "trt_dynamo.aten_converters",
+    "Tensor": "trt_dynamo.aten_converters",
+    "converter": "trt_dynamo.aten_converters",
+    "explain": "trt_dynamo.explain",
+    "report": "trt_dynamo.reports",
+    "reset_report": "trt_dynamo.reports",
+    "tensorrt": "trt_dynamo.backend",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in LAZY:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = getattr(importlib.import_module(LAZY[name]), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *LAZY})
