@@ -15,7 +15,7 @@ from trt_dynamo.settings import Settings
 if TYPE_CHECKING:
     from trt_dynamo.aten_converters import Network, Tensor, converter
     from trt_dynamo.backend import tensorrt
-    from trt_dynamo.explain import explain
+    from trt_dynamo.explanation import explain
     from trt_dynamo.reports import report, reset_report
 
 __version__ = "0.1.0"
@@ -43,7 +43,7 @@ LAZY = {
     "Network": "trt_dynamo.aten_converters",
     "Tensor": "trt_dynamo.aten_converters",
     "converter": "trt_dynamo.aten_converters",
-    "explain": "trt_dynamo.explain",
+    "explain": "trt_dynamo.explanation",
     "report": "trt_dynamo.reports",
     "reset_report": "trt_dynamo.reports",
     "tensorrt": "trt_dynamo.backend",

@@ -101,4 +101,4 @@ def load_function(spec: str) -> Callable[[], Any]:
 def describe(value: Any) -> str:
     """The kind of a value, with its length where that is what matters."""
     kind = type(value).__name__
-    return f"a {kind} of {len(value)}" if isinstance(value, tuple | list) else f"a {kind}"
+    return f"{kind} of {len(value)}" if isinstance(value, tuple | list) else kind

@@ -1,0 +1,64 @@
+# Everything here works on a new machine with Python 3.10 or newer and make. Each target first sets up what it needs in
+# .venv: the first run downloads, later ones start at once.
+#
+#   make demo        compile a real pretrained transformer and compare it with eager
+#   make test        the tests, without those marked slow or cuda
+#   make test-all    the slow ones too
+#   make test-cuda   those that need a GPU
+#   make lint        ruff and mypy
+#   make api-check   our use of TensorRT's API, against the versions that we support
+#   make docs        write what is generated in docs/
+#   make clean       remove .venv and every generated file
+
+PYTHON ?= python3
+VENV ?= .venv
+TORCH ?= torch>=2.11,<2.15
+PYTEST_ARGS ?=
+
+RUN := $(VENV)/bin/python
+PIP := $(RUN) -m pip install --quiet --disable-pip-version-check
+
+.PHONY: demo test test-all test-cuda lint format api-check docs clean
+
+demo: $(VENV)/.demo
+	$(RUN) -m trt_dynamo demo
+
+test: $(VENV)/.dev
+	$(RUN) -m pytest -n 2 -q -m "not cuda and not slow" $(PYTEST_ARGS)
+
+test-all: $(VENV)/.dev
+	$(RUN) -m pytest -n 2 -q -m "not cuda" $(PYTEST_ARGS)
+
+test-cuda: $(VENV)/.dev
+	$(RUN) -m pytest -q -m cuda $(PYTEST_ARGS)
+
+lint: $(VENV)/.dev
+	$(RUN) -m ruff check .
+	$(RUN) -m ruff format --check .
+	$(RUN) -m mypy --strict
+
+format: $(VENV)/.dev
+	$(RUN) -m ruff check --fix .
+	$(RUN) -m ruff format .
+
+api-check: $(VENV)/.dev
+	$(RUN) -m scripts.check_api
+
+docs: $(VENV)/.dev
+	$(RUN) -m scripts.make_docs
+
+clean:
+	rm -rf $(VENV) .stubs build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis
+
+# A stamp for each set of packages, newer than what names them. torch goes first, so that TORCH decides which one it is.
+$(VENV)/.demo: EXTRAS = rtx,demo
+$(VENV)/.dev: EXTRAS = rtx,demo,dev
+$(VENV)/.demo $(VENV)/.dev: pyproject.toml | $(RUN)
+	$(PIP) "$(TORCH)"
+	$(PIP) --editable ".[$(EXTRAS)]"
+	@touch $@
+
+$(RUN):
+	@$(PYTHON) -c 'import sys; sys.exit(0 if sys.version_info >= (3, 10) else \
+	    "Python 3.10 or newer is needed, this is " + sys.version.split()[0] + ". Name another: make PYTHON=python3.12 ...")'
+	$(PYTHON) -m venv $(VENV)
