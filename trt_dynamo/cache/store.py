@@ -252,8 +252,10 @@ class Store:
 
     def created(self) -> bool:
         """Makes the folder where it is missing; False when it is there and not trusted."""
-        self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         if not self.trusted():
+            return False
+        self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        if not self.trusted():  # somebody else was quicker
             return False
         for name in (TEMPORARY, BUILDS):
             (self.folder / name).mkdir(mode=0o700, exist_ok=True)
