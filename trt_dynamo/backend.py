@@ -26,6 +26,7 @@ from trt_dynamo.errors import SettingsError, TrtDynamoError
 from trt_dynamo.lowering import Lowered, lower, needs_gradients
 from trt_dynamo.partition import Segment, partition
 from trt_dynamo.profiles import ranges_of
+from trt_dynamo.registration import release_shared_name, warn_if_taken
 from trt_dynamo.reports import count
 from trt_dynamo.runtime import SegmentModule
 from trt_dynamo.runtime.engine import Engine, load_plan
@@ -41,6 +42,8 @@ def tensorrt(module: GraphModule, inputs: Sequence[Any], **keywords: Any) -> Cal
         SettingsError: an option is unknown or does not parse. Anything else ends in eager, with the reason logged,
             unless `strict` is set.
     """
+    release_shared_name(tensorrt)
+    warn_if_taken(tensorrt)
     settings = read_settings(keywords)
     reason = why_eager(inputs, settings)
     if reason is not None:
