@@ -36,6 +36,9 @@ GROUPS = ("node", "simple", "pytorch-converted", "pytorch-operator")
 VARIANTS = ("raw", "const")
 # How far a result may be from the expected one, relative and absolute, by its dtype; integers must be equal.
 TOLERANCES = {torch.float32: (1e-3, 1e-5), torch.float16: (2e-3, 2e-3), torch.bfloat16: (1e-2, 1e-2)}
+# Sums of many terms that nearly cancel: the results are up to 30 in size, and the small ones are noise.
+SUMS = {"test_stft": 3e-4, "test_stft_with_window": 3e-4}
+RANDOM = {"RandomUniform", "RandomUniformLike", "RandomNormal", "RandomNormalLike", "Bernoulli"}
 
 
 @dataclass(frozen=True)
@@ -71,13 +74,21 @@ def cases() -> Iterator[Case]:
                 continue
             model = test.model or onnx.load(Path(test.model_dir) / "model.onnx")
             data = test.data_sets if test.data_sets is not None else read_data(Path(test.model_dir), model)
+            data = [([array_of(x) for x in inputs], [array_of(y) for y in outputs]) for inputs, outputs in data]
             yield Case(group, test.name, "raw", model, data)
             if len(model.graph.input) > 1 and all_arrays(data):
                 yield Case(group, test.name, "const", model, data)
 
 
+def array_of(value: Any) -> Any:
+    """A test's value as an array; what is not a tensor (a sequence, an absent optional) as it is."""
+    if isinstance(value, onnx.TensorProto):
+        return numpy_helper.to_array(value)
+    return numpy.asarray(value) if isinstance(value, numpy.generic | int | float) else value
+
+
 def all_arrays(data: list[tuple[list[Any], list[Any]]]) -> bool:
-    return all(isinstance(value, numpy.ndarray | numpy.generic) for inputs, _ in data for value in inputs)
+    return all(isinstance(value, numpy.ndarray) for inputs, _ in data for value in inputs)
 
 
 def read_data(folder: Path, model: onnx.ModelProto) -> list[tuple[list[Any], list[Any]]]:
@@ -100,27 +111,25 @@ def with_constants(model: onnx.ModelProto, inputs: Sequence[Any]) -> onnx.ModelP
     """The model with all inputs but the first as initializers."""
     changed = onnx.ModelProto()
     changed.CopyFrom(model)
-    infos = list(changed.graph.input)
-    for info, value in list(zip(infos, inputs, strict=False))[1:]:
-        tensor = numpy_helper.from_array(numpy.asarray(value), info.name)
-        tensor.data_type = info.type.tensor_type.elem_type
-        changed.graph.initializer.append(tensor)
+    for info, value in list(zip(model.graph.input, inputs, strict=False))[1:]:
+        changed.graph.initializer.append(numpy_helper.from_array(value, info.name))
         changed.graph.input.remove(info)
     return changed
 
 
 def to_tensor(value: Any, elem_type: int) -> Tensor:
-    """An ONNX value as a tensor; the types that numpy lacks come as their bits or as ml_dtypes."""
-    array = numpy.ascontiguousarray(value).reshape(numpy.shape(value))
+    """An array of an ONNX type as a tensor, INT4 and FP4 as the evaluator keeps them."""
+    array = numpy.array(value, order="C")
     if elem_type == onnx.TensorProto.BFLOAT16:
-        return torch.from_numpy(array.view(numpy.int16).copy()).view(torch.bfloat16)
+        return torch.from_numpy(array.view(numpy.int16)).view(torch.bfloat16)
     if elem_type == onnx.TensorProto.FLOAT8E4M3FN:
-        return torch.from_numpy(array.view(numpy.uint8).copy()).view(torch.float8_e4m3fn)
+        return torch.from_numpy(array.view(numpy.uint8)).view(torch.float8_e4m3fn)
     if elem_type == onnx.TensorProto.INT4:
         return torch.from_numpy(array.astype(numpy.int8))
     if elem_type == onnx.TensorProto.FLOAT4E2M1:
         return torch.from_numpy(array.astype(numpy.float32))
-    return torch.from_numpy(array.copy())
+    # TensorRT has no double: the parser makes float32 of it.
+    return torch.from_numpy(array.astype(numpy.float32) if array.dtype == numpy.float64 else array)
 
 
 def constants_of(model: onnx.ModelProto) -> dict[str, Tensor]:
@@ -148,7 +157,7 @@ def run(case: Case) -> Result:
             return Result(case.id, "unsupported", str(error))
         except Exception as error:  # noqa: BLE001  a record, whatever it is
             return Result(case.id, "error", f"{type(error).__name__}: {error}")
-        detail = difference(network, model, found, outputs)
+        detail = difference(network, case.name, model, found, outputs)
         if detail:
             return Result(case.id, "wrong", detail)
     return Result(case.id, "passed")
@@ -162,24 +171,33 @@ def bind(network: Any, model: onnx.ModelProto, inputs: Sequence[Any]) -> dict[st
     return {name: to_tensor(*given[name if name in given else order[i]]) for i, name in enumerate(names)}
 
 
-def difference(network: Any, model: onnx.ModelProto, found: dict[str, Tensor], outputs: Sequence[Any]) -> str:
-    """What is not as expected, or "" ."""
-    names = [network.get_output(i).name for i in range(network.num_outputs)]
-    if len(names) != len(model.graph.output):
-        return f"{len(names)} outputs; {len(model.graph.output)} expected"
-    for name, info, value in zip(names, model.graph.output, outputs, strict=True):
-        want = to_tensor(value, info.type.tensor_type.elem_type)
-        have = found[name]
+def difference(network: Any, name: str, model: onnx.ModelProto, found: dict[str, Tensor], outputs: Sequence[Any]) -> str:
+    """What is not as expected, or "" . Of random results only shape and dtype count."""
+    outs = [network.get_output(i).name for i in range(network.num_outputs)]
+    operators = {node.op_type for node in model.graph.node}
+    if len(outs) != len(model.graph.output):
+        return f"{len(outs)} outputs; {len(model.graph.output)} expected"
+    for out, info, value in zip(outs, model.graph.output, outputs, strict=True):
+        want, have = to_tensor(value, info.type.tensor_type.elem_type), found[out]
         if have.shape != want.shape:
-            return f"{name}: shape {tuple(have.shape)}; {tuple(want.shape)} expected"
+            return f"{out}: shape {tuple(have.shape)}; {tuple(want.shape)} expected"
         if have.dtype != want.dtype:
-            return f"{name}: {have.dtype}; {want.dtype} expected"
+            return f"{out}: {have.dtype}; {want.dtype} expected"
+        if operators & RANDOM:
+            continue
+        if "NonMaxSuppression" in operators:
+            # ONNX does not say in which order the boxes come; TensorRT sorts them by score.
+            have, want = in_order(have), in_order(want)
         relative, absolute = TOLERANCES.get(have.dtype, (0.0, 0.0))
-        close = torch.isclose(have.double(), want.double(), relative, absolute, equal_nan=True)
+        close = torch.isclose(have.double(), want.double(), relative, SUMS.get(name, absolute), equal_nan=True)
         if not bool(close.all()):
             worst = (have.double() - want.double()).abs()[~close].max()
-            return f"{name}: {int((~close).sum())} of {close.numel()} elements differ, by up to {float(worst):.3g}"
+            return f"{out}: {int((~close).sum())} of {close.numel()} elements differ, by up to {float(worst):.3g}"
     return ""
+
+
+def in_order(rows: Tensor) -> Tensor:
+    return torch.tensor(sorted(rows.tolist()), dtype=rows.dtype).reshape(rows.shape)
 
 
 def work(start: int, share: int, of: int) -> None:

@@ -160,7 +160,7 @@ def to_corners(boxes: Tensor, centered: bool) -> Tensor:
 
 def suppress(boxes: Tensor, scores: Tensor, most: int, overlap: float, least: float, limit: int) -> list[int]:
     """The boxes kept, best first: scores above `least`, and no overlap above `overlap` with a better box that is kept."""
-    order = [int(i) for i in torch.sort(scores, descending=True, stable=True)[1] if scores[i] > least]
+    order = [int(i) for i in torch.sort(scores, dim=0, descending=True, stable=True)[1] if scores[i] > least]
     if len(order) > limit:
         raise EngineError(f"NMS over {len(order)} boxes with a limit of {limit}: which are kept is not documented")
     kept: list[int] = []

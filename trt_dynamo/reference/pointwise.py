@@ -8,7 +8,8 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from trt_dynamo.reference.layer import Layer, Run, dims, evaluates
+from trt_dynamo.reference.layer import Layer, Run, evaluates
+from trt_dynamo.reference.quantization import LIMITS, rounded
 
 UNARY: dict[str, Callable[[Tensor], Tensor]] = {
     "EXP": torch.exp,
@@ -32,7 +33,7 @@ UNARY: dict[str, Callable[[Tensor], Tensor]] = {
     "FLOOR": torch.floor,
     "ERF": torch.erf,
     "NOT": torch.logical_not,
-    "SIGN": torch.sign,
+    "SIGN": lambda x: torch.where(x != x, x, torch.sign(x)),
     "ROUND": torch.round,  # halves to even
     "ISINF": torch.isinf,
     "ISNAN": torch.isnan,
@@ -69,11 +70,20 @@ def power(a: Tensor, b: Tensor) -> Tensor:
     return torch.where(b < 0, unit, result)
 
 
+def greater_of(a: Tensor, b: Tensor) -> Tensor:
+    """The second only where it is greater: a NaN stays if it is the first, as in TensorRT's own constant folding."""
+    return torch.where(b > a, b, a)
+
+
+def lesser_of(a: Tensor, b: Tensor) -> Tensor:
+    return torch.where(b < a, b, a)
+
+
 ELEMENTWISE: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
     "SUM": torch.add,
     "PROD": torch.mul,
-    "MAX": torch.maximum,
-    "MIN": torch.minimum,
+    "MAX": greater_of,
+    "MIN": lesser_of,
     "SUB": torch.sub,
     "DIV": divide,
     "POW": power,
@@ -92,9 +102,10 @@ def elementwise(layer: Layer) -> Run:
     return ELEMENTWISE[layer.native.op.name]
 
 
-def softplus(x: Tensor, alpha: float, beta: float) -> Tensor:
-    """alpha * log(exp(beta * x) + 1), without the overflow of exp."""
-    return alpha * torch.logaddexp(beta * x, torch.zeros_like(x))
+def clip(x: Tensor, low: float, high: float) -> Tensor:
+    """max(low, min(high, x)). NaN becomes `high`, as in TensorRT's own constant folding."""
+    below = torch.where(x < high, x, high)
+    return torch.where(below > low, below, low)
 
 
 ACTIVATIONS: dict[str, Callable[[Tensor, float, float], Tensor]] = {
@@ -105,9 +116,9 @@ ACTIVATIONS: dict[str, Callable[[Tensor, float, float], Tensor]] = {
     "ELU": lambda x, a, b: torch.where(x >= 0, x, a * torch.expm1(x)),
     "SELU": lambda x, a, b: b * torch.where(x > 0, x, a * torch.expm1(x)),
     "SOFTSIGN": lambda x, a, b: x / (1 + x.abs()),
-    "SOFTPLUS": softplus,
-    "CLIP": lambda x, a, b: torch.clamp(torch.clamp(x, max=b), min=a),
-    "HARD_SIGMOID": lambda x, a, b: torch.clamp(a * x + b, 0, 1),
+    "SOFTPLUS": lambda x, a, b: a * torch.log(torch.exp(b * x) + 1),  # it overflows, as TensorRT's folding does
+    "CLIP": clip,
+    "HARD_SIGMOID": lambda x, a, b: clip(a * x + b, 0.0, 1.0),
     "SCALED_TANH": lambda x, a, b: a * torch.tanh(b * x),
     "THRESHOLDED_RELU": lambda x, a, b: torch.where(x > a, x, torch.zeros_like(x)),
     "GELU_ERF": lambda x, a, b: 0.5 * x * (1 + torch.erf(math.sqrt(0.5) * x)),
@@ -132,15 +143,14 @@ def select(layer: Layer) -> Run:
     return torch.where
 
 
+@evaluates("IDENTITY", exact=True)
 @evaluates("CAST", exact=True)
 def cast_layer(layer: Layer) -> Run:
-    dtype = layer.dtype
-    return lambda x: cast(x, dtype)
-
-
-@evaluates("IDENTITY", exact=True)
-def identity(layer: Layer) -> Run:
-    dtype = layer.dtype
+    """To a low type (the parser makes such casts; no builder takes them) values saturate, and integers truncate."""
+    dtype, kind = layer.dtype, layer.output_types[0]
+    if kind in LIMITS and kind != "INT8" and kind != layer.input_types[0]:
+        whole = kind == "INT4"
+        return lambda x: rounded(torch.trunc(x.float()) if whole else x.float(), kind)
     return lambda x: cast(x, dtype)
 
 

@@ -1,4 +1,4 @@
-"""Layers that quantize: QUANTIZE, DEQUANTIZE. INT4 is kept as int8, FP4 as the float32 values that it can hold."""
+"""Layers that quantize: QUANTIZE, DEQUANTIZE, DYNAMIC_QUANTIZE. INT4 is kept as int8, FP4 and E8M0 as float32."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from trt_dynamo.reference.layer import Layer, Run, evaluates
+from trt_dynamo.reference.layer import Layer, Run, dims, evaluates
 
 LIMITS = {"INT8": (-128, 127), "INT4": (-8, 7), "FP8": (-448.0, 448.0), "FP4": (-6.0, 6.0)}
 
@@ -21,6 +21,7 @@ def spread(scale: Tensor, shape: Sequence[int], axis: int) -> Tensor:
     for dim, size in enumerate(shape):
         blocks = scale.shape[dim]
         if blocks not in (1, size):
+            # Blocks of equal size, but that the last may be cut short.
             scale = scale.repeat_interleave(-(-size // blocks), dim).narrow(dim, 0, size)
     return scale
 
@@ -31,6 +32,7 @@ def rounded(x: Tensor, kind: str) -> Tensor:
     x = x.clamp(low, high)
     if kind == "FP8":
         return x.to(torch.float8_e4m3fn)
+    x = x.nan_to_num(nan=0.0)  # the others have no NaN
     if kind == "FP4":
         return to_fp4(x)
     return torch.round(x).to(torch.int8)
@@ -53,7 +55,8 @@ def quantize(layer: Layer) -> Run:
         y = x / spread(scale, x.shape, axis)
         if zero is None:
             return rounded(y, kind)
-        return rounded(torch.round(y) + spread(zero, x.shape, axis), kind)
+        whole = torch.round(y) if kind.startswith("INT") else y
+        return rounded(whole + spread(zero.float(), x.shape, axis), kind)
 
     return run
 
@@ -67,3 +70,48 @@ def dequantize(layer: Layer) -> Run:
         return y * spread(scale, x.shape, axis)
 
     return run
+
+
+@evaluates("DYNAMIC_QUANTIZE")
+def dynamic_quantize(layer: Layer) -> Run:
+    """Blocks quantized by scales of their own: the data, and the scales.
+
+    A block's scale is its largest magnitude over the largest value of the output's type; over the second input too, where
+    the scales are FP8. TensorRT documents neither this nor how E8M0 scales are rounded: up, here, as cuDNN's block scaling
+    does.
+    """
+    native = layer.native
+    kind, scale_kind = layer.output_types
+    rank = len(layer.input_shapes[0])
+    block = list(dims(native.block_shape)) or [1] * rank
+    if not len(dims(native.block_shape)):
+        block[native.axis] = native.block_size
+    limit = LIMITS[kind][1]
+
+    def run(x: Tensor, outer: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        largest = block_maximum(x.abs(), block)
+        scale = largest / limit
+        factor = 1.0 if outer is None else outer.float()
+        if scale_kind == "FP8":
+            scale = rounded(scale / factor, "FP8").float()
+        elif scale_kind == "E8M0":
+            scale = torch.exp2(torch.ceil(torch.log2(scale)).clamp(-127, 127))
+        whole = spread_blocks(scale * factor, x.shape)
+        data = torch.where(whole == 0, torch.zeros_like(x), x / whole)
+        return rounded(data, kind), scale
+
+    return run
+
+
+def block_maximum(x: Tensor, block: Sequence[int]) -> Tensor:
+    """The largest element of each block; -1 is a block as long as the dim."""
+    for axis, size in enumerate(block):
+        length = x.shape[axis] if size == -1 else size
+        x = x.unflatten(axis, (-1, length)).amax(axis + 1)
+    return x
+
+
+def spread_blocks(scale: Tensor, shape: Sequence[int]) -> Tensor:
+    for axis, size in enumerate(shape):
+        scale = scale.repeat_interleave(size // scale.shape[axis], axis)
+    return scale

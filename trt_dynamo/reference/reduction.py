@@ -22,10 +22,12 @@ def highest(x: Tensor) -> float | int:
 
 
 def extreme(x: Tensor, axes: list[int], keep: bool, largest: bool) -> Tensor:
-    """MAX or MIN; over nothing, the lowest or the highest value."""
+    """MAX or MIN; over nothing, the lowest or the highest value. NaN does not count, as in TensorRT's constant folding."""
     if any(x.shape[axis] == 0 for axis in axes):
         shape = [1 if i in axes else dim for i, dim in enumerate(x.shape) if keep or i not in axes]
         return x.new_full(shape, lowest(x) if largest else highest(x))
+    if x.is_floating_point():
+        x = torch.where(torch.isnan(x), lowest(x) if largest else highest(x), x)
     return (torch.amax if largest else torch.amin)(x, axes, keep)
 
 
@@ -96,7 +98,7 @@ def topk(layer: Layer) -> Run:
         count = fixed if k is None else int(k)
         if count > x.shape[axis]:
             raise ValueError(f"k is {count} and the axis has {x.shape[axis]} elements")
-        values, indices = torch.sort(x, axis, descending=largest, stable=True)
+        values, indices = torch.sort(x, dim=axis, descending=largest, stable=True)
         return values.narrow(axis, 0, count), indices.narrow(axis, 0, count).to(index_type)
 
     return run
