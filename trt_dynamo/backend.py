@@ -9,6 +9,7 @@ import functools
 import hashlib
 import inspect
 import logging
+import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -27,7 +28,7 @@ from trt_dynamo.lowering import Lowered, lower, needs_gradients
 from trt_dynamo.partition import Segment, partition
 from trt_dynamo.profiles import ranges_of
 from trt_dynamo.registration import release_shared_name, warn_if_taken
-from trt_dynamo.reports import count
+from trt_dynamo.reports import count, spend
 from trt_dynamo.runtime import SegmentModule
 from trt_dynamo.runtime.engine import Engine, load_plan
 from trt_dynamo.settings import Settings, warn_once
@@ -120,7 +121,9 @@ def make_engine(
         count("engines_built")
         return Plan(plan, manifest_of(network))
 
+    started = time.perf_counter()
     plan, hit = get_or_build(key, build_plan, settings)
+    spend("load_seconds" if hit else "build_seconds", time.perf_counter() - started)
     count("cache_hits" if hit else "cache_misses")
     if settings.runtime == "reference":
         from trt_dynamo.reference import ReferenceEngine
