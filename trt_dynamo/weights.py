@@ -51,18 +51,25 @@ def observe(tensors: Sequence[torch.Tensor]) -> Observed:
 
 
 class WeightSet:
-    """The tensors that engines were built from. Holds them weakly: when one dies, the set is `dead`."""
+    """The tensors that engines were built from. Holds them weakly: when one dies, the set is `dead`, and says so."""
 
-    def __init__(self, tensors: Sequence[torch.Tensor], digest: Callable[[torch.Tensor], str]) -> None:
+    def __init__(
+        self,
+        tensors: Sequence[torch.Tensor],
+        digest: Callable[[torch.Tensor], str],
+        on_death: Callable[[], object] = lambda: None,
+    ) -> None:
         STEPS.watch()
         self.digest = digest
         self.dead = False
+        self.on_death = on_death
         self.references = [weakref.ref(t, self.mark_dead) for t in tensors]
         self.seen = observe(tensors)
         self.digests = [digest(t) for t in tensors]
 
     def mark_dead(self, _: object) -> None:
         self.dead = True
+        self.on_death()
 
     def is_unchanged(self, tensors: Sequence[torch.Tensor]) -> bool:
         """Whether nothing can be seen that points to a change since the content was last read."""

@@ -6,6 +6,7 @@ call that eager would answer, and counts why it did not use an engine.
 
 from __future__ import annotations
 
+import functools
 import logging
 import threading
 from collections.abc import Callable, Sequence
@@ -103,7 +104,8 @@ class SegmentModule(torch.nn.Module):
                 del self.served[dead]
             if len(self.served) >= max(self.max_weight_sets, 1):
                 return self.serve_shared()
-            return self.build(key, WeightSet(tensors, self.digest), tensors, why)
+            forget = functools.partial(self.served.pop, key, None)  # the engine goes when the model goes
+            return self.build(key, WeightSet(tensors, self.digest, forget), tensors, why)
         if not served.weights.is_unchanged(tensors) and served.weights.refresh(tensors):
             if served.engine is not None:
                 log.info("%s: its weights changed; eager serves until they rest for %d calls", self.name, self.rebuild_after)

@@ -1,0 +1,105 @@
+"""What a call through the backend costs the host, over a backend that does nothing.
+
+Runs on a CPU, with an execution context that computes nothing: what remains is Dynamo's guards, AOTAutograd's wrapper and
+our own work. Also times the weight check alone. Usage: python benchmarks/host_cost.py [model ...]
+"""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch._dynamo.backends.common import aot_autograd
+from torch._functorch.aot_autograd import make_boxed_func
+
+from benchmarks.models import MODELS
+from trt_dynamo.runtime.engine import Engine
+from trt_dynamo.weights import WeightSet, identity
+
+SIZES: dict[str, dict[str, int]] = {
+    "resnet50": {},
+    "bert": {"hidden": 64, "length": 8},
+}
+
+
+class IdleContext:
+    """An execution context that takes every call and computes nothing."""
+
+    def __init__(self, context: Any) -> None:
+        self.context = context
+        self.set_input_shape = context.set_input_shape
+        self.get_tensor_shape = context.get_tensor_shape
+
+    def set_tensor_address(self, name: str, address: int) -> bool:
+        return True
+
+    def execute_async_v3(self, stream: int) -> bool:
+        return True
+
+
+def microseconds(function: Callable[[], Any], repeats: int = 15, calls: int = 200) -> float:
+    """The least time of a call among the repeats."""
+    for _ in range(20):
+        function()
+    times = []
+    for _ in range(repeats):
+        started = time.perf_counter()
+        for _ in range(calls):
+            function()
+        times.append((time.perf_counter() - started) / calls)
+    return min(times) * 1e6
+
+
+def nothing(module: torch.fx.GraphModule, _: Any) -> Callable[..., Any]:
+    """A compiled graph that returns tensors made once."""
+    (output,) = (node for node in module.graph.nodes if node.op == "output")
+    values = [node.meta["val"] for node in output.args[0]]
+    results = [torch.empty(tuple(v.shape), dtype=v.dtype) for v in values]
+    return make_boxed_func(lambda *args: list(results))
+
+
+def measure(name: str) -> None:
+    model, args = MODELS[name](**SIZES.get(name, {}))
+    tensors = sum(1 for _ in model.parameters()) + sum(1 for _ in model.buffers())
+    idle = torch.compile(model, backend=aot_autograd(fw_compiler=nothing, inference_compiler=nothing))
+    ours = torch.compile(
+        model, backend="tensorrt", options={"runtime": "reference", "cache": "off", "strict": True, "min_segment_nodes": 1}
+    )
+    original = Engine.take
+
+    def take(self: Engine, stream: int) -> Any:
+        call = original(self, stream)
+        if not isinstance(call.context, IdleContext):
+            call.context = IdleContext(call.context)
+        return call
+
+    Engine.take = take  # type: ignore[method-assign]
+    with torch.no_grad():
+        floor, cost = microseconds(lambda: idle(*args)), microseconds(lambda: ours(*args))
+    Engine.take = original  # type: ignore[method-assign]
+    print(f"{name}: {tensors} weights; no-op backend {floor:.1f} us, ours {cost:.1f} us, {cost - floor:+.1f} us")
+
+
+def measure_check(count: int) -> None:
+    tensors = [torch.nn.Parameter(torch.randn(4)) for _ in range(count)]
+    weights = WeightSet(tensors, lambda tensor: "")
+    table = {identity(tensors): weights}
+    cost = microseconds(lambda: table[identity(tensors)].is_unchanged(tensors))
+    print(f"weight check, {count} parameters: {cost:.1f} us")
+
+
+def main() -> None:
+    torch.set_num_threads(1)
+    print(f"torch {torch.__version__}; the least of 15 repeats of 200 calls")
+    for count in (20, 200, 2000):
+        measure_check(count)
+    for name in sys.argv[1:] or SIZES:
+        torch._dynamo.reset()
+        measure(name)
+
+
+if __name__ == "__main__":
+    main()
