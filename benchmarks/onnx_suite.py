@@ -1,8 +1,8 @@
 """The reference evaluator against the ONNX backend tests, parsed by NVIDIA's parser: `python -m benchmarks.onnx_suite`.
 
-In: the test cases that the `onnx` package makes (node, simple, pytorch-converted, pytorch-operator). Each is taken `raw`,
-as it is, and as `const`, where all inputs but the first become initializers, as exporters write models. Out: a `Result`
-per case and the counts. Workers are processes of their own, for a fault in the parser ends a process.
+In: the test cases that the `onnx` package makes (node, simple, pytorch-converted, pytorch-operator). Each is taken
+`raw`, as it is, and as `const`, where all inputs but the first become initializers, as exporters write models. Out: a
+`Result` per case and the counts. Workers are processes of their own, for a fault in the parser ends a process.
 """
 
 from __future__ import annotations
@@ -58,8 +58,11 @@ class Case:
 
 @dataclass(frozen=True)
 class Result:
-    """What came of a case: `passed`, `wrong`, `unsupported` (by the evaluator), `refused` (by the parser), `crashed` (the
-    parser), or `error` (anything else that was raised)."""
+    """What came of a case.
+
+    `passed`, `wrong`, `unsupported` (by the evaluator), `refused` (by the parser), `crashed` (the parser), or `error`
+    (anything else that was raised).
+    """
 
     id: str
     outcome: str
@@ -72,8 +75,9 @@ def cases() -> Iterator[Case]:
         for test in sorted(loader.load_model_tests(kind=group), key=lambda test: str(test.name)):
             if test.model is None and test.model_dir is None:
                 continue
-            model = test.model or onnx.load(Path(test.model_dir) / "model.onnx")
-            data = test.data_sets if test.data_sets is not None else read_data(Path(test.model_dir), model)
+            folder = Path(test.model_dir or "")
+            model = test.model or onnx.load(folder / "model.onnx")
+            data = test.data_sets if test.data_sets is not None else read_data(folder, model)
             data = [([array_of(x) for x in inputs], [array_of(y) for y in outputs]) for inputs, outputs in data]
             yield Case(group, test.name, "raw", model, data)
             if len(model.graph.input) > 1 and all_arrays(data):
@@ -95,7 +99,11 @@ def read_data(folder: Path, model: onnx.ModelProto) -> list[tuple[list[Any], lis
     """The tests beside a model on disk: a list of (inputs, outputs)."""
     found = []
     for test in sorted(folder.glob("test_data_set_*")):
-        inputs = [read_value(test / f"input_{i}.pb", info) for i, info in enumerate(model.graph.input) if (test / f"input_{i}.pb").exists()]
+        inputs = [
+            read_value(test / f"input_{i}.pb", info)
+            for i, info in enumerate(model.graph.input)
+            if (test / f"input_{i}.pb").exists()
+        ]
         outputs = [read_value(test / f"output_{i}.pb", info) for i, info in enumerate(model.graph.output)]
         found.append((inputs, outputs))
     return found
@@ -134,7 +142,12 @@ def to_tensor(value: Any, elem_type: int) -> Tensor:
 
 def constants_of(model: onnx.ModelProto) -> dict[str, Tensor]:
     """The initializers of the types that TensorRT does not let Python read back."""
-    unreadable = (onnx.TensorProto.BFLOAT16, onnx.TensorProto.FLOAT8E4M3FN, onnx.TensorProto.INT4, onnx.TensorProto.FLOAT4E2M1)
+    unreadable = (
+        onnx.TensorProto.BFLOAT16,
+        onnx.TensorProto.FLOAT8E4M3FN,
+        onnx.TensorProto.INT4,
+        onnx.TensorProto.FLOAT4E2M1,
+    )
     return {
         tensor.name: to_tensor(numpy_helper.to_array(tensor), tensor.data_type)
         for tensor in model.graph.initializer
@@ -155,7 +168,7 @@ def run(case: Case) -> Result:
             found = evaluate(network, bind(network, model, inputs), constants_of(model))
         except Unsupported as error:
             return Result(case.id, "unsupported", str(error))
-        except Exception as error:  # noqa: BLE001  a record, whatever it is
+        except Exception as error:  # noqa: BLE001  it becomes the case's record
             return Result(case.id, "error", f"{type(error).__name__}: {error}")
         detail = difference(network, case.name, model, found, outputs)
         if detail:
@@ -165,13 +178,18 @@ def run(case: Case) -> Result:
 
 def bind(network: Any, model: onnx.ModelProto, inputs: Sequence[Any]) -> dict[str, Tensor]:
     """The test's inputs by the network's names. The parser may rename an input, but keeps their order."""
-    given = {info.name: (value, info.type.tensor_type.elem_type) for info, value in zip(model.graph.input, inputs, strict=False)}
+    given = {
+        info.name: (value, info.type.tensor_type.elem_type)
+        for info, value in zip(model.graph.input, inputs, strict=False)
+    }
     names = [network.get_input(i).name for i in range(network.num_inputs)]
     order = list(given)
     return {name: to_tensor(*given[name if name in given else order[i]]) for i, name in enumerate(names)}
 
 
-def difference(network: Any, name: str, model: onnx.ModelProto, found: dict[str, Tensor], outputs: Sequence[Any]) -> str:
+def difference(
+    network: Any, name: str, model: onnx.ModelProto, found: dict[str, Tensor], outputs: Sequence[Any]
+) -> str:
     """What is not as expected, or "" . Of random results only shape and dtype count."""
     outs = [network.get_output(i).name for i in range(network.num_outputs)]
     operators = {node.op_type for node in model.graph.node}
@@ -276,7 +294,7 @@ def summary(results: Sequence[Result]) -> str:
 
 
 def main() -> None:
-    arguments = argparse.ArgumentParser(description=__doc__.splitlines()[0])  # type: ignore[union-attr]
+    arguments = argparse.ArgumentParser(description="Runs the evaluator over the ONNX backend tests")
     arguments.add_argument("--worker", nargs=3, type=int, metavar=("START", "SHARE", "OF"), help=argparse.SUPPRESS)
     arguments.add_argument("--workers", type=int, default=2, help="processes to run at once")
     arguments.add_argument("--show", action="append", default=[], help="also list the cases of this outcome")

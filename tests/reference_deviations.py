@@ -1,6 +1,6 @@
-"""The ONNX backend tests of which NVIDIA's parser (TensorRT-RTX 1.7.1) makes something else than ONNX means, with the reason.
+"""The ONNX backend tests of which NVIDIA's parser (TensorRT-RTX 1.7.1) makes something else than ONNX means.
 
-Out: `DEVIATIONS`, reason by case id (`group/name/variant`). The list is strict: a case in it that passes is an error too.
+Out: `DEVIATIONS`, the reason by case id (`group/name/variant`). The list is strict: one that passes is an error.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ REASONS = {
     "a row of Attention without a key to attend to is zeros in ONNX, 0/0 by TensorRT's formula": both(
         "test_attention_23_boolmask_fullymasked_row_nan_robustness"
     ),
-    "a cast to INT4 out of its range wraps in the test; the result is undefined in TensorRT, which builds no such cast": casts(
+    "a cast to INT4 out of its range wraps in the test, and is undefined in TensorRT, which builds none": casts(
         "", "INT4"
     ),
     "saturate=0 of a cast to FP8 is dropped": casts("no_saturate_", "FLOAT8E4M3FN"),

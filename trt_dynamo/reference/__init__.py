@@ -16,7 +16,8 @@ from trt_dynamo.reference import (  # noqa: F401  registers the layers
     resampling,
     views,
 )
-from trt_dynamo.reference.engine import ReferenceContext, ReferenceEngine, ReferenceRuntime
+from trt_dynamo.reference.context import ReferenceContext
+from trt_dynamo.reference.engine import ReferenceEngine, ReferenceRuntime
 from trt_dynamo.reference.evaluator import Evaluator, evaluate
 
 __all__ = ["Evaluator", "ReferenceContext", "ReferenceEngine", "ReferenceRuntime", "evaluate"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import dataclass
 
 import torch
@@ -19,7 +20,9 @@ class Attention:
     normalize: bool
     causal: str  # the name of a trt.CausalMaskKind
 
-    def __call__(self, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, lengths: Tensor | None) -> Tensor:
+    def __call__(
+        self, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, lengths: Tensor | None
+    ) -> Tensor:
         """`lengths`: how many keys each item of the batch has; the others are padding."""
         repeat = query.shape[1] // key.shape[1]
         key, value = key.repeat_interleave(repeat, 1), value.repeat_interleave(repeat, 1)
@@ -59,7 +62,9 @@ def attention(layer: Layer) -> Run:
             raise layer.unsupported("a mask with packed queries or keys is not documented")
         return packed_attention(function, packed_query, packed_key)
     if layer.has_input(6) and causal == "LOWER_RIGHT":
-        raise layer.unsupported("LOWER_RIGHT with key_value_lengths: whether padding shifts the diagonal is not documented")
+        raise layer.unsupported(
+            "LOWER_RIGHT with key_value_lengths: whether padding shifts the diagonal is not documented"
+        )
 
     def run(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None = None, *rest: Tensor | None) -> Tensor:
         return function(query, key, value, mask, rest[2] if len(rest) > 2 else None)
@@ -96,7 +101,7 @@ def sequences(x: Tensor, lengths: Tensor | None, packed: bool) -> list[Tensor]:
     if lengths is None:
         raise EngineError("packed tokens without the lengths of the sequences")
     ends = lengths.tolist()
-    return [x[start:end].transpose(0, 1).unsqueeze(0) for start, end in zip(ends, ends[1:], strict=False)]
+    return [x[start:end].transpose(0, 1).unsqueeze(0) for start, end in itertools.pairwise(ends)]
 
 
 @evaluates("ATTENTION_OUTPUT", exact=True)
@@ -106,8 +111,10 @@ def attention_output(layer: Layer) -> Run:
 
 @evaluates("ROTARY_EMBEDDING")
 def rotary_embedding(layer: Layer) -> Run:
-    """Rotates pairs of the last dim of [batch, heads, tokens, head size]: neighbours, or the two halves of the part that
-    takes part (all of it by default). Positions, where given, look up the rows of the caches.
+    """Turns pairs of elements of the last dim of [batch, heads, tokens, head size].
+
+    The first `rotary_embedding_dim` elements (0: all) are paired as neighbours or as two halves. Positions, where
+    given, look up the rows of the caches.
     """
     interleaved, part = layer.native.interleaved, layer.native.rotary_embedding_dim
 
@@ -148,7 +155,7 @@ def kv_cache_update(layer: Layer) -> Run:
 
 @evaluates("MOE")
 def mixture_of_experts(layer: Layer) -> Run:
-    """The sum over each token's experts of score * (activation(x @ gate) * (x @ up)) @ down, biases added if there are."""
+    """The sum over each token's experts of score * (activation(x @ gate) * (x @ up)) @ down, with biases if given."""
     native = layer.native
     silu = native.activation_type.name == "SILU"
     defaults = (float("inf"), 1.0, 0.0)

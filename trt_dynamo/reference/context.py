@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import functools
+import itertools
 import math
 import threading
 from collections.abc import Callable, Iterator, Sequence
@@ -30,6 +31,7 @@ Dims = tuple[int, ...]
 P = ParamSpec("P")
 R = TypeVar("R")
 
+SHAPES_KEPT = 1000
 SCRIBBLE = 0xA5  # what scratch memory holds after a run: an engine leaves nothing of what was there
 
 
@@ -47,7 +49,7 @@ def exclusive(
         finally:
             self.lock.release()
 
-    return guarded
+    return guarded  # type: ignore[return-value]
 
 
 class ReferenceContext:
@@ -63,10 +65,12 @@ class ReferenceContext:
         self.allocators: dict[str, Any] = {}
         self.memory = (0, 0)
         self.needed = engine.device_memory_size_v2
+        self.checked = False  # whether all is as it should be, since the last call of a setter
         self.shapes: dict[str, Dims] = {}
         self.reset_shapes()
 
     def reset_shapes(self) -> None:
+        self.checked = False
         inputs = self.engine.evaluator.inputs
         self.shapes = {name: tensor.shape for name, tensor in inputs.items() if -1 not in tensor.shape}
 
@@ -96,6 +100,7 @@ class ReferenceContext:
             raise EngineError(f"the shape {wanted} of {name!r} is outside of the profile: {low} to {high}")
         if self.shapes.get(name) != wanted:
             self.needed = self.engine.device_memory_size_v2
+            self.checked = False
         self.shapes[name] = wanted
         return True
 
@@ -117,14 +122,17 @@ class ReferenceContext:
         return trt.Dims(self.output_shapes()[name])
 
     def output_shapes(self) -> dict[str, Dims]:
+        """The outputs' dims by name, worked out once for each set of input shapes and values."""
         missing = self.insufficient()
         if missing:
             raise EngineError(f"output shapes are asked for before the inputs {missing} are set")
         values = {name: tuple(self.values(name).reshape(-1).tolist()) for name in self.shape_inputs()}
-        key = (*self.shapes.items(), *values.items())
+        key = (*(self.shapes[name] for name in self.engine.evaluator.inputs), *values.values())
         cache = self.engine.shape_cache
         if key not in cache:
             self.check_shapes()
+            if len(cache) >= SHAPES_KEPT:
+                cache.clear()
             cache[key] = self.engine.evaluator.shapes({name: self.stand_in(name) for name in self.shapes})
         return cache[key]
 
@@ -172,6 +180,7 @@ class ReferenceContext:
         if address:
             check_alignment(repr(name), address, self.engine.device, tensor.dtype.itemsize, tensor.host)
             check_side(repr(name), address, self.engine.device, tensor.host)
+        self.checked = self.checked and self.addresses.get(name) == address
         self.addresses[name] = address
         return True
 
@@ -181,13 +190,14 @@ class ReferenceContext:
 
     @exclusive
     def set_output_allocator(self, name: str, output_allocator: Any) -> bool:
-        """Lets `output_allocator` (an `IOutputAllocator`) find the memory of an output when it is known how large it is."""
+        """Lets an `IOutputAllocator` find the memory of an output once its size is known; None unsets it."""
         if self.engine.is_input(name):
             raise EngineError(f"{name!r} is an input and takes no output allocator")
         if output_allocator is None:
             self.allocators.pop(name, None)
         else:
             self.allocators[name] = output_allocator
+        self.checked = False
         return True
 
     def get_output_allocator(self, name: str) -> Any:
@@ -203,33 +213,35 @@ class ReferenceContext:
         if memory:
             check_side("the device memory", int(memory), self.engine.device, host=False)
         self.memory = (int(memory), int(size))
+        self.checked = False
 
     @exclusive
     def update_device_memory_size_for_shapes(self) -> int:
         """Bytes of scratch memory that the inputs' present shapes need."""
-        from trt_dynamo.reference.engine import scratch_size
-
         if not self.all_binding_shapes_specified:
             raise EngineError(f"the memory's size is asked for before the inputs {self.insufficient()} are set")
-        self.needed = scratch_size(self.engine, self.shapes)
+        self.needed = self.engine.scratch_size(self.shapes)
+        self.checked = False
         return self.needed
 
     @exclusive
     def execute_async_v3(self, stream_handle: int) -> bool:
-        """Runs the network on the stream. On the CPU the stream's handle must be 0, and the results are there at once."""
-        self.check_ready()
+        """Runs the network on the stream. On the CPU the handle must be 0, and the results are there at once."""
+        missing = self.insufficient()
+        if missing:
+            raise EngineError(f"the engine is run before the inputs {missing} are set")
+        if not self.checked or self.shape_inputs():
+            self.check_ready(self.output_shapes())
         with self.on_stream(int(stream_handle)):
             self.use_scratch()
             inputs = {name: self.bound(name, self.shapes[name]) for name in self.engine.evaluator.inputs}
-            for name in self.shape_inputs():
-                self.values(name)
             for name, value in self.engine.evaluator(inputs).items():
                 self.store(name, value, int(stream_handle))
         return True
 
-    def check_ready(self) -> None:
-        expected = self.output_shapes()
-        for name, tensor in self.engine.tensors.items():
+    def check_ready(self, expected: dict[str, Dims]) -> None:
+        """Refuses what TensorRT would refuse, or what would be undefined."""
+        for name in self.engine.names:
             if name in self.allocators:
                 continue
             if not self.addresses.get(name):
@@ -239,30 +251,26 @@ class ReferenceContext:
             alias = self.engine.aliases.get(name)
             if alias and self.addresses[name] != self.addresses.get(alias):
                 raise EngineError(f"the output {name!r} must be bound to the memory of the input {alias!r}")
-            del tensor
-        self.check_overlaps(expected)
         if self.user_managed and self.memory[0] == 0:
             raise EngineError("the context is USER_MANAGED and has no device memory")
         if self.user_managed and self.memory[1] < self.needed:
             raise EngineError(f"the device memory has {self.memory[1]} bytes; {self.needed} are needed")
+        self.check_overlaps(expected)
+        self.checked = True
 
     def check_overlaps(self, expected: dict[str, Dims]) -> None:
-        """Outputs must not share memory with each other, nor with inputs, but for those that alias one by definition."""
-        spans = []
+        """Only inputs may share memory, and an output with the input that it aliases by definition."""
+        spans = [(self.memory[0], sum(self.memory), "the device memory")] if self.user_managed else []
         for name, tensor in self.engine.tensors.items():
-            shape = self.shapes.get(name) or expected.get(name, ())
-            size = math.prod(shape) * tensor.dtype.itemsize
+            size = math.prod(self.shapes[name] if name in self.shapes else expected[name]) * tensor.dtype.itemsize
             if name not in self.allocators and size > 0:
                 spans.append((self.addresses[name], self.addresses[name] + size, name))
-        spans.sort()
-        reach = spans[0] if spans else (0, 0, "")
-        for span in spans[1:]:
-            pair = {span[2], reach[2]}
-            both_inputs = all(self.engine.is_input(name) for name in pair)
-            if span[0] < reach[1] and not both_inputs and self.engine.aliases.get(span[2]) not in pair:
-                if self.engine.aliases.get(reach[2]) not in pair:
-                    raise EngineError(f"the memory of {span[2]!r} and of {reach[2]!r} overlaps")
-            reach = max(reach, span, key=lambda entry: entry[1])
+        inputs, aliases = self.engine.evaluator.inputs, self.engine.aliases
+        for (start, end, one), (other_start, other_end, other) in itertools.combinations(spans, 2):
+            if end <= other_start or other_end <= start or (one in inputs and other in inputs):
+                continue
+            if aliases.get(one) != other and aliases.get(other) != one:
+                raise EngineError(f"the memory of {one!r} and of {other!r} overlaps")
 
     @contextlib.contextmanager
     def on_stream(self, handle: int) -> Iterator[None]:
@@ -298,7 +306,7 @@ class ReferenceContext:
 
 
 def allocated(allocator: Any, name: str, present: int, value: Tensor, stream: int) -> int:
-    """The memory that an output allocator finds for `value`; the size asked for is positive even for an empty tensor."""
+    """The memory that an output allocator finds for `value`; it is asked for a byte at least, also if that is empty."""
     size = max(value.numel() * value.element_size(), 1)
     if hasattr(allocator, "reallocate_output_async"):
         address = allocator.reallocate_output_async(name, present, size, 256, stream)

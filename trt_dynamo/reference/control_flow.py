@@ -61,7 +61,7 @@ class Graph:
             return LoopStep(self, layer.native.loop.name)
         if layer.kind == "CONDITIONAL_OUTPUT":
             return BranchStep(self, layer)
-        return Step(layer)
+        return Step(layer, self.constants)
 
     def assertions(self) -> list[Layer]:
         """The assertions that hold for the whole network, not for an iteration or a branch."""
@@ -82,7 +82,9 @@ class Graph:
             name = waiting.pop()
             if name not in reached:
                 reached.add(name)
-                waiting += [out for layer in readers.get(name, []) if layer.name not in without for out in layer.outputs]
+                waiting += [
+                    out for layer in readers.get(name, []) if layer.name not in without for out in layer.outputs
+                ]
         return reached
 
     def dependencies(self, layer: Layer) -> list[str]:
@@ -125,7 +127,9 @@ class BranchStep:
                 step.execute(frame)
         value = frame[name]
         if not fits(value.shape, self.shapes[0]):
-            raise ConversionError(f"conditional output {self.name!r} has the shape {tuple(value.shape)}, not {self.shapes[0]}")
+            raise ConversionError(
+                f"conditional output {self.name!r} has the shape {tuple(value.shape)}, not {self.shapes[0]}"
+            )
         frame[self.outputs[0]] = value
 
 
@@ -141,9 +145,12 @@ class LoopStep:
         self.name = name
         layers = graph.loops[name]
         of_kind = {kind: [layer for layer in layers if layer.kind == kind] for kind in (*BOUNDARIES, "LOOP_OUTPUT")}
-        self.states = [(layer.outputs[0], str(layer.inputs[0]), str(layer.inputs[1])) for layer in of_kind["RECURRENCE"]]
+        self.states = [
+            (layer.outputs[0], str(layer.inputs[0]), str(layer.inputs[1])) for layer in of_kind["RECURRENCE"]
+        ]
         self.iterators = [
-            (layer.outputs[0], str(layer.inputs[0]), layer.native.axis, layer.native.reverse) for layer in of_kind["ITERATOR"]
+            (layer.outputs[0], str(layer.inputs[0]), layer.native.axis, layer.native.reverse)
+            for layer in of_kind["ITERATOR"]
         ]
         self.results = [LoopResult(layer, {state[0] for state in self.states}) for layer in of_kind["LOOP_OUTPUT"]]
         self.outputs = [result.output for result in self.results]
@@ -171,7 +178,7 @@ class LoopStep:
         needed = [state[1] for state in self.states] + [iterator[1] for iterator in self.iterators]
         needed += [name for name in [self.count, *(result.length for result in self.results)] if name is not None]
         self.inputs: list[str | None] = [*dict.fromkeys([*needed, *outside])]
-        self.uses = frozenset(needed) | closure(self.body, body) | closure(self.test, [])| frozenset(outside)
+        self.uses = frozenset(needed) | closure(self.body, body) | closure(self.test, []) | frozenset(outside)
 
     def execute(self, frame: Frame) -> None:
         if frame.device.type == "meta" and self.count is not None and frame[self.count].is_meta:

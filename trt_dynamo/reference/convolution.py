@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from trt_dynamo.errors import EngineError
 from trt_dynamo.reference.layer import Layer, Run, dims, evaluates
 
 CONVOLVE: dict[int, Callable[..., Tensor]] = {2: functional.conv2d, 3: functional.conv3d}
@@ -50,7 +51,9 @@ class Windows:
 def windows(layer: Layer, size: Sequence[int], dilation: Sequence[int]) -> Windows:
     native = layer.native
     extent = tuple(d * (k - 1) + 1 for k, d in zip(size, dilation, strict=True))
-    return Windows(extent, dims(native.stride_nd), dims(native.pre_padding), dims(native.post_padding), native.padding_mode.name)
+    return Windows(
+        extent, dims(native.stride_nd), dims(native.pre_padding), dims(native.post_padding), native.padding_mode.name
+    )
 
 
 def padded(x: Tensor, before: Sequence[int], after: Sequence[int], value: float = 0.0) -> Tensor:
@@ -59,48 +62,54 @@ def padded(x: Tensor, before: Sequence[int], after: Sequence[int], value: float 
     return functional.pad(x, amounts, value=value) if any(amounts) else x
 
 
-
-
-@evaluates("CONVOLUTION")
+@evaluates("CONVOLUTION", weights=("kernel", "bias"))
 def convolution(layer: Layer) -> Run:
+    """The kernel and the bias are the layer's own or its second and third input."""
     native = layer.native
     size, stride, dilation = dims(native.kernel_size_nd), dims(native.stride_nd), dims(native.dilation_nd)
     groups, maps = native.num_groups, native.num_output_maps
     place, convolve = windows(layer, size, dilation), CONVOLVE[len(size)]
-    kernel, bias = own_weights(layer)
 
-    def run(x: Tensor, given: Tensor | None = None, given_bias: Tensor | None = None) -> Tensor:
-        channels = x.shape[1] // groups
-        weight = kernel.to(x.device).reshape(maps, channels, *size) if given is None else given
-        shift = given_bias if given_bias is not None else bias.to(x.device) if bias.numel() else None
+    def run(
+        x: Tensor,
+        given: Tensor | None = None,
+        given_bias: Tensor | None = None,
+        kernel: Tensor | None = None,
+        bias: Tensor | None = None,
+    ) -> Tensor:
+        weight = given if given is not None else reshaped(kernel, (maps, x.shape[1] // groups, *size))
         x = padded(x, *place.padding(x.shape[2:]))
-        return convolve(x, weight, shift, stride, 0, dilation, groups)
+        return convolve(x, weight, bias if given_bias is None else given_bias, stride, 0, dilation, groups)
 
     return run
 
 
-def own_weights(layer: Layer) -> tuple[Tensor, Tensor]:
-    """The kernel and bias that are not given as tensors; empty where they are, or where there is no bias."""
-    kernel = torch.empty(0) if layer.has_input(1) else layer.weights("kernel")
-    bias = torch.empty(0) if layer.has_input(2) else layer.weights("bias")
-    return kernel.float(), bias.float()
+def reshaped(kernel: Tensor | None, shape: Sequence[int]) -> Tensor:
+    if kernel is None:
+        raise EngineError("a convolution without a kernel")
+    return kernel.reshape(tuple(shape))
 
 
-@evaluates("DECONVOLUTION")
+@evaluates("DECONVOLUTION", weights=("kernel", "bias"))
 def deconvolution(layer: Layer) -> Run:
     """The whole transposed convolution, then its edges cut off (or, where padding is negative, zeros added)."""
     native = layer.native
     size, stride, dilation = dims(native.kernel_size_nd), dims(native.stride_nd), dims(native.dilation_nd)
     groups, maps = native.num_groups, native.num_output_maps
     place, deconvolve = windows(layer, size, dilation), DECONVOLVE[len(size)]
-    kernel, bias = own_weights(layer)
 
-    def run(x: Tensor, given: Tensor | None = None, given_bias: Tensor | None = None) -> Tensor:
-        weight = kernel.to(x.device).reshape(x.shape[1], maps // groups, *size) if given is None else given
-        shift = given_bias if given_bias is not None else bias.to(x.device) if bias.numel() else None
+    def run(
+        x: Tensor,
+        given: Tensor | None = None,
+        given_bias: Tensor | None = None,
+        kernel: Tensor | None = None,
+        bias: Tensor | None = None,
+    ) -> Tensor:
+        weight = given if given is not None else reshaped(kernel, (x.shape[1], maps // groups, *size))
         whole = deconvolve(x, weight, None, stride, 0, 0, groups, dilation)
         pre, post = cropping(place, x.shape[2:], whole.shape[2:])
         result = padded(whole, [-n for n in pre], [-n for n in post])
+        shift = bias if given_bias is None else given_bias
         return result if shift is None else result + shift.reshape(1, -1, *[1] * len(size))
 
     return run
@@ -122,37 +131,45 @@ def cropping(place: Windows, size: Sequence[int], whole: Sequence[int]) -> tuple
 @evaluates("POOLING")
 def pooling(layer: Layer) -> Run:
     native = layer.native
-    size, stride, kind = dims(native.window_size_nd), dims(native.stride_nd), native.type.name
-    place = windows(layer, size, [1] * len(size))
-    blend, excludes = native.blend_factor, native.average_count_excludes_padding
+    size, stride = dims(native.window_size_nd), dims(native.stride_nd)
+    pool = Pool(windows(layer, size, [1] * len(size)), size, stride, native.average_count_excludes_padding)
+    kind, blend = native.type.name, native.blend_factor
+    if kind == "MAX":
+        return pool.maximum
+    if kind == "AVERAGE":
+        return pool.average
+    return lambda x: (1 - blend) * pool.maximum(x) + blend * pool.average(x)
 
-    def run(x: Tensor) -> Tensor:
-        before, after = place.padding(x.shape[2:])
-        most = maximum(x, before, after) if kind != "AVERAGE" else None
-        mean = average(x, before, after) if kind != "MAX" else None
-        if most is None or mean is None:
-            return mean if most is None else most
-        return (1 - blend) * most + blend * mean
 
-    def maximum(x: Tensor, before: list[int], after: list[int]) -> Tensor:
-        return MAX_POOL[len(size)](padded(x, before, after, -float("inf")), size, stride)
+@dataclass(frozen=True)
+class Pool:
+    """Pooling over all windows, those too that start in the padding."""
 
-    def average(x: Tensor, before: list[int], after: list[int]) -> Tensor:
-        total = AVERAGE_POOL[len(size)](padded(x, before, after), size, stride) * math.prod(size)
-        return total / counts(x, before, after)
+    place: Windows
+    size: tuple[int, ...]
+    stride: tuple[int, ...]
+    excludes_padding: bool
 
-    def counts(x: Tensor, before: list[int], after: list[int]) -> Tensor:
+    def maximum(self, x: Tensor) -> Tensor:
+        before, after = self.place.padding(x.shape[2:])
+        return MAX_POOL[len(self.size)](padded(x, before, after, -float("inf")), self.size, self.stride)
+
+    def average(self, x: Tensor) -> Tensor:
+        before, after = self.place.padding(x.shape[2:])
+        return self.sums(padded(x, before, after)) / self.counts(x, before, after)
+
+    def sums(self, x: Tensor) -> Tensor:
+        return AVERAGE_POOL[len(self.size)](x, self.size, self.stride) * math.prod(self.size)
+
+    def counts(self, x: Tensor, before: list[int], after: list[int]) -> Tensor:
         """How many elements of each window count: the input's, or the input's and the padding's."""
         inside = torch.ones((1, 1, *x.shape[2:]), device=x.device)
-        extra = after
-        if not excludes:
-            post = after if place.mode.startswith("SAME") else place.post
-            inside = padded(inside, before, post, 1.0)
-            before, extra = [0] * len(size), [n - m for n, m in zip(after, post, strict=True)]
-        found = AVERAGE_POOL[len(size)](padded(inside, before, extra), size, stride) * math.prod(size)
-        return found.round().clamp(min=1)
-
-    return run
+        if self.excludes_padding:
+            return self.sums(padded(inside, before, after)).round().clamp(min=1)
+        post = after if self.place.mode.startswith("SAME") else self.place.post
+        reach = [n - m for n, m in zip(after, post, strict=True)]
+        inside = padded(padded(inside, before, post, 1.0), [0] * len(reach), reach)
+        return self.sums(inside).round().clamp(min=1)
 
 
 @evaluates("PADDING", exact=True)

@@ -33,8 +33,8 @@ class ReferenceEngine:
 
     Args:
         network: an `INetworkDefinition`. It is read here, weights too, and not needed afterwards.
-        profiles: for each profile the inputs' (min, opt, max): shapes, or values for shape tensors. Static inputs may be
-            left out. None and () stand for one profile of a network without dynamic inputs.
+        profiles: for each profile the inputs' (min, opt, max): shapes, or values for shape tensors. Static inputs may
+            be left out. None stands for one profile of a network without dynamic inputs.
         constants: see `Evaluator`.
         device: where tensors are bound; by default the current CUDA device if there is one, else the CPU.
 
@@ -73,8 +73,8 @@ class ReferenceEngine:
 
     @property
     def device_memory_size_v2(self) -> int:
-        """Bytes of scratch memory; a made-up figure (the size of the inputs), but never 0 and growing with the shapes."""
-        return max(scratch_size(self, {name: r[2] for name, r in profile.items()}) for profile in self.profiles)
+        """Bytes of scratch memory for any profile."""
+        return max(self.get_device_memory_size_for_profile_v2(index) for index in range(len(self.profiles)))
 
     @property
     def refittable(self) -> bool:
@@ -148,10 +148,18 @@ class ReferenceEngine:
         return [list(values) for values in profile[tensor]]
 
     def get_device_memory_size_for_profile_v2(self, profile_index: int) -> int:
-        return scratch_size(self, {name: r[2] for name, r in self.profile(profile_index).items()})
+        return self.scratch_size({name: largest for name, (_, _, largest) in self.profile(profile_index).items()})
+
+    def scratch_size(self, shapes: Mapping[str, Dims]) -> int:
+        """Bytes of scratch memory for inputs of these shapes: the inputs' own size, a made-up figure, but never 0."""
+        size = 256
+        for name, tensor in self.evaluator.inputs.items():
+            shape = tensor.shape if tensor.shape_tensor else shapes[name]
+            size += -(-math.prod(shape) * tensor.dtype.itemsize // 256) * 256
+        return size
 
     def create_execution_context(self, strategy: Any = None, runtime_config: Any = None) -> ReferenceContext:
-        """A context; `strategy` is a `trt.ExecutionContextAllocationStrategy` (STATIC by default) or a runtime config."""
+        """A context. `strategy`: a `trt.ExecutionContextAllocationStrategy` (default STATIC), or a runtime config."""
         config = runtime_config if runtime_config is not None else strategy
         if isinstance(config, ReferenceRuntimeConfig):
             config = config.get_execution_context_allocation_strategy()
@@ -188,15 +196,6 @@ class ReferenceRuntime:
     def deserialize_cuda_engine(self, serialized_engine: Any) -> ReferenceEngine | None:
         """The engine of this plan; None for any other bytes, as TensorRT answers what it cannot load."""
         return self.engines.get(hashlib.sha256(memoryview(serialized_engine)).digest())
-
-
-def scratch_size(engine: ReferenceEngine, shapes: Mapping[str, Dims]) -> int:
-    """Bytes of scratch memory for inputs of these shapes, in whole units of 256."""
-    size = 256
-    for name, tensor in engine.evaluator.inputs.items():
-        shape = tensor.shape if tensor.shape_tensor else shapes.get(name, tensor.shape)
-        size += -(-math.prod(shape) * tensor.dtype.itemsize // 256) * 256
-    return size
 
 
 def read_profile(inputs: Mapping[str, Signature], given: Profile) -> dict[str, Range]:

@@ -1,4 +1,6 @@
-"""Runs a TensorRT network in PyTorch. In: an `INetworkDefinition`, then tensors by input name. Out: tensors by output name.
+"""Runs a TensorRT network in PyTorch.
+
+In: an `INetworkDefinition`, then tensors by input name. Out: tensors by output name.
 
 The network is read once, at construction; a call does torch's work only. Half, bfloat16 and fp8 are computed in float32
 and rounded to each layer's output dtype.
@@ -18,6 +20,7 @@ from trt_dynamo.log import collected
 from trt_dynamo.reference.control_flow import Graph
 from trt_dynamo.reference.layer import STORAGE, shape_of
 from trt_dynamo.reference.steps import CPU, HOST_ELEMENTS, DataDependent, Frame, Runnable, Step, fits
+
 
 @dataclass(frozen=True)
 class Signature:
@@ -51,10 +54,10 @@ class Evaluator:
             self.inputs = signatures([network.get_input(i) for i in range(network.num_inputs)])
             self.outputs = signatures([network.get_output(i) for i in range(network.num_outputs)])
             self.plan: list[Runnable] = graph.plan(list(self.outputs))
-            asserted = [layer for layer in graph.assertions()]
+            asserted = graph.assertions()
             checks = graph.plan([str(layer.inputs[0]) for layer in asserted])
             self.plan += [step for step in checks if step not in self.plan]
-            self.plan += [Step(layer) for layer in asserted]
+            self.plan += [Step(layer, graph.constants) for layer in asserted]
         self.unused = last_uses(self.plan, [*self.outputs])
         self.constants = {CPU: graph.constants}
         self.moved: dict[torch.device, dict[str, Tensor]] = {}
@@ -82,13 +85,16 @@ class Evaluator:
             if value.dtype != signature.dtype:
                 raise EngineError(f"input {name!r} is {value.dtype}; the network says {signature.dtype}")
             if not fits(value.shape, signature.shape):
-                raise EngineError(f"input {name!r} has the shape {tuple(value.shape)}; the network says {signature.shape}")
+                raise EngineError(
+                    f"input {name!r} has the shape {tuple(value.shape)}; the network says {signature.shape}"
+                )
             check_dim_names(name, value.shape, signature.dim_names, named)
         return next((value.device for value in inputs.values() if value.device != CPU), CPU)
 
     def shapes(self, inputs: Mapping[str, Tensor]) -> dict[str, tuple[int, ...]]:
-        """The outputs' shapes for these inputs, of which only shapes count but for shape tensors, whose values on the CPU
-        do; -1 where a dim depends on other values.
+        """The outputs' shapes for these inputs; -1 where a dim depends on values.
+
+        Of the inputs only the shapes count, but of shape tensors the values, on the CPU.
 
         Raises:
             EngineError: the inputs do not fit the network, or a layer cannot run on these shapes.
@@ -106,7 +112,9 @@ class Evaluator:
                 for name, shape, dtype in zip(step.outputs, step.shapes, step.dtypes, strict=True):
                     if -1 not in shape:
                         frame[name] = torch.empty(shape, dtype=dtype, device=meta)
-        return {name: tuple(frame[name].shape) if frame.knows(name) else found.shape for name, found in self.outputs.items()}
+        return {
+            name: tuple(frame[name].shape) if frame.knows(name) else found.shape for name, found in self.outputs.items()
+        }
 
     def constants_on(self, device: torch.device) -> dict[str, Tensor]:
         if device not in self.constants:
@@ -156,7 +164,10 @@ def last_uses(plan: Sequence[Runnable], kept: Iterable[str]) -> list[list[str]]:
 
 
 def evaluate(
-    network: Any, inputs: Mapping[str, Tensor], constants: Mapping[str, Tensor] | None = None, intermediates: bool = False
+    network: Any,
+    inputs: Mapping[str, Tensor],
+    constants: Mapping[str, Tensor] | None = None,
+    intermediates: bool = False,
 ) -> dict[str, Tensor]:
     """Runs `network` once; use `Evaluator` to run one often.
 

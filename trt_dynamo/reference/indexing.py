@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 
@@ -66,18 +68,24 @@ def gather_slices(x: Tensor, index: Tensor, axis: int, batch: int) -> Tensor:
 def gather_nd(x: Tensor, index: Tensor, batch: int) -> Tensor:
     """The slices of x that the rows of `index` point at, the first `batch` dims shared."""
     depth = index.shape[-1]
-    items = x.reshape(-1, *x.shape[batch:])
-    rows = index.reshape(items.shape[0], -1, depth)
+    count = math.prod(x.shape[:batch])
+    items = x.reshape(count, *x.shape[batch:])
+    rows = index.reshape(count, math.prod(index.shape[batch:-1]), depth)
     places = [from_start(rows[..., i], x.shape[batch + i]) for i in range(depth)]
     check_bounds(places, x.shape[batch : batch + depth])
-    item = torch.arange(items.shape[0], device=x.device).unsqueeze(1).expand(rows.shape[:2])
-    return items[(item, *places)].reshape(*index.shape[:-1], *x.shape[batch + depth :])
+    item = torch.arange(count, device=x.device).unsqueeze(1).expand(rows.shape[:2])
+    where: tuple[Tensor, ...] = (item, *places)
+    found = items[where]
+    return found.reshape(*index.shape[:-1], *x.shape[batch + depth :])
 
 
 def check_bounds(places: list[Tensor], size: torch.Size) -> None:
     for place, length in zip(places, size, strict=True):
-        if place.device.type == "cpu" and place.numel() and not (0 <= int(place.min()) and int(place.max()) < length):
-            raise EngineError(f"an index is out of range: {int(place.min())} to {int(place.max())} in {length}")
+        if place.device.type != "cpu" or place.numel() == 0:
+            continue  # to look would make the GPU wait
+        low, high = int(place.min()), int(place.max())
+        if low < 0 or high >= length:
+            raise EngineError(f"an index is out of range: {low} to {high} in {length}")
 
 
 @evaluates("SCATTER", exact=True)
@@ -144,7 +152,9 @@ def nms(layer: Layer) -> Run:
                 kept = suppress(own, per_item[:, kind], int(most), most_overlap, least_score, limit)
                 found += [(item, -float(per_item[box, kind]), kind, box) for box in kept]
         found.sort(key=lambda entry: entry[:2])
-        rows = torch.tensor([(item, kind, box) for item, _, kind, box in found], dtype=dtype, device=device).reshape(-1, 3)
+        rows = torch.tensor([(item, kind, box) for item, _, kind, box in found], dtype=dtype, device=device).reshape(
+            -1, 3
+        )
         return rows, torch.tensor(len(found), dtype=count_type, device=device)
 
     return run
@@ -159,7 +169,7 @@ def to_corners(boxes: Tensor, centered: bool) -> Tensor:
 
 
 def suppress(boxes: Tensor, scores: Tensor, most: int, overlap: float, least: float, limit: int) -> list[int]:
-    """The boxes kept, best first: scores above `least`, and no overlap above `overlap` with a better box that is kept."""
+    """The boxes kept, best first: of a score above `least`, and not overlapping a better one by more than `overlap`."""
     order = [int(i) for i in torch.sort(scores, dim=0, descending=True, stable=True)[1] if scores[i] > least]
     if len(order) > limit:
         raise EngineError(f"NMS over {len(order)} boxes with a limit of {limit}: which are kept is not documented")

@@ -1,7 +1,7 @@
-"""What a layer's evaluation starts from: one TensorRT layer, read once, and the registry of the functions that run them.
+"""One TensorRT layer, read once, and the registry of the functions that run them.
 
-In: a layer of an `INetworkDefinition`. Out: a `Layer` (typed view, names, dtypes, shapes, weights). A function registered
-with `@evaluates("KIND")` turns a `Layer` into a plain function of torch tensors, so that a call reads nothing of TensorRT.
+In: a layer of an `INetworkDefinition`. Out: a `Layer` (names, shapes, dtypes, weights). A function registered with
+`@evaluates("KIND")` makes a plain function of torch tensors of a `Layer`, so that a call reads nothing of TensorRT.
 """
 
 from __future__ import annotations
@@ -121,7 +121,7 @@ class Layer:
         return index < len(self.inputs) and self.inputs[index] is not None
 
     def weights(self, role: str, *names: str) -> Tensor:
-        """The layer's own weights `role` (`kernel`, `bias`, ...), flat, in memory of their own; empty where it has none.
+        """The layer's own weights `role` (`kernel`, `bias`, ...), flat, in memory of their own; empty if it has none.
 
         Raises:
             Unsupported: TensorRT does not let Python read this dtype back, and `constants` has none of `names`
@@ -143,9 +143,8 @@ class Layer:
             if dtype in ("FP4", "E8M0"):
                 tensor = tensor.float()
             if tensor.dtype != STORAGE[dtype] or tensor.numel() != size:
-                raise ConversionError(
-                    f"constants[{name!r}] is {tensor.dtype} with {tensor.numel()} elements; the network has {dtype}, {size}"
-                )
+                have = f"{tensor.dtype} with {tensor.numel()} elements"
+                raise ConversionError(f"constants[{name!r}] is {have}; the network has {dtype}, {size}")
             return tensor.detach().cpu().clone().reshape(-1)
         raise self.unsupported(f"weights of dtype {dtype} cannot be read back: give constants[{names[0]!r}]")
 
@@ -164,11 +163,13 @@ def shape_of(tensor: Any, layer: str) -> tuple[int, ...]:
     try:
         return dims(tensor.shape)
     except (RuntimeError, ValueError) as error:
-        raise ConversionError(f"TensorRT cannot infer the shape of {tensor.name!r} (layer {layer!r}): {error}") from error
+        raise ConversionError(
+            f"TensorRT cannot infer the shape of {tensor.name!r} (layer {layer!r}): {error}"
+        ) from error
 
 
 def layer_kind(native: Any) -> str:
-    """The name of the layer's type. Once its class is set, `type` of an activation or a pooling means something else."""
+    """The name of the layer's type. Once its class is set, `type` of an activation or pooling is something else."""
     kind: str = trt.ILayer.type.__get__(native).name
     if kind in CLASSES and type(native) is trt.ILayer:
         native.__class__ = getattr(trt, CLASSES[kind])
@@ -181,15 +182,19 @@ Prepare = Callable[[Layer], Run]
 
 @dataclass(frozen=True)
 class Rule:
-    """How a kind of layer is run. `exact`: it only moves or compares values, so low floats need not be widened.
+    """How a kind of layer is run.
 
-    `host`: the inputs whose values are read on the host. `places`: the function makes tensors and wants `device=`.
-    `data_dependent`: the size of what it gives depends on values.
+    exact: it only moves or compares values, so low floats need not be widened.
+    host: the inputs whose values are read on the host.
+    weights: the layer's own weights; those that are there are given to the function by these names.
+    places: the function makes tensors and is given `device`.
+    data_dependent: the size of what it gives depends on values.
     """
 
     prepare: Prepare
     exact: bool
     host: tuple[int, ...]
+    weights: tuple[str, ...]
     places: bool
     data_dependent: bool
 
@@ -202,13 +207,14 @@ def evaluates(
     *,
     exact: bool = False,
     host: tuple[int, ...] = (),
+    weights: tuple[str, ...] = (),
     places: bool = False,
     data_dependent: bool = False,
 ) -> Callable[[Prepare], Prepare]:
     """Registers the function that prepares layers of type `kind` (a `trt.LayerType` by name)."""
 
     def register(prepare: Prepare) -> Prepare:
-        RULES[kind] = Rule(prepare, exact, host, places, data_dependent)
+        RULES[kind] = Rule(prepare, exact, host, weights, places, data_dependent)
         return prepare
 
     return register

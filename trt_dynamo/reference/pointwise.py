@@ -1,4 +1,7 @@
-"""Layers that work element by element: UNARY, ELEMENTWISE, ACTIVATION, PARAMETRIC_RELU, SELECT, CAST, IDENTITY, SCALE."""
+"""Layers that work element by element.
+
+UNARY, ELEMENTWISE, ACTIVATION, PARAMETRIC_RELU, SELECT, CAST, IDENTITY, SCALE.
+"""
 
 from __future__ import annotations
 
@@ -57,7 +60,7 @@ def floor_divide(a: Tensor, b: Tensor) -> Tensor:
 
 
 def nonzero_divisor(a: Tensor, b: Tensor) -> tuple[Tensor]:
-    """Integer division by zero is undefined in TensorRT, and no error on a GPU; torch's CPU would raise. Divides by one."""
+    """Division by one instead of zero: undefined in TensorRT, and no error on a GPU as it would be in torch."""
     return (torch.where(b == 0, torch.ones_like(b), b),)
 
 
@@ -174,26 +177,24 @@ def saturate(x: Tensor, dtype: torch.dtype) -> Tensor:
     if limits.bits < 64:
         return result
     large = exact >= 2.0**62
-    return torch.where(large, torch.where(exact >= 2.0**63, limits.max, exact.clamp(max=2.0**63 - 1024).to(dtype)), result)
+    return torch.where(
+        large, torch.where(exact >= 2.0**63, limits.max, exact.clamp(max=2.0**63 - 1024).to(dtype)), result
+    )
 
 
-@evaluates("SCALE")
-def scale(layer: Layer) -> Run:
+@evaluates("SCALE", weights=("scale", "shift", "power"))
+def scale_layer(layer: Layer) -> Run:
     """(x * scale + shift) ** power."""
-    mode = layer.native.mode.name
-    shape = layer.input_shapes[0]
-    if mode == "CHANNEL":
-        axis = layer.native.channel_axis
-        view = [-1 if i == axis else 1 for i in range(len(shape))]
-    else:
-        view = [1] * len(shape) if mode == "UNIFORM" else list(shape)
-    found = {role: layer.weights(role) for role in ("scale", "shift", "power")}
-    factors = {role: value.float().reshape(view) for role, value in found.items() if value.numel()}
+    mode, axis, rank = layer.native.mode.name, layer.native.channel_axis, len(layer.input_shapes[0])
 
-    def run(x: Tensor) -> Tensor:
-        local = {role: value.to(x.device) for role, value in factors.items()}
-        y = x * local["scale"] if "scale" in local else x
-        y = y + local["shift"] if "shift" in local else y
-        return y ** local["power"] if "power" in local else y
+    def shaped(weights: Tensor, x: Tensor) -> Tensor:
+        if mode == "ELEMENTWISE":
+            return weights.reshape(x.shape)
+        return weights.reshape([-1 if i == axis and mode == "CHANNEL" else 1 for i in range(rank)])
+
+    def run(x: Tensor, scale: Tensor | None = None, shift: Tensor | None = None, power: Tensor | None = None) -> Tensor:
+        x = x if scale is None else x * shaped(scale, x)
+        x = x if shift is None else x + shaped(shift, x)
+        return x if power is None else x ** shaped(power, x)
 
     return run

@@ -76,9 +76,8 @@ def dequantize(layer: Layer) -> Run:
 def dynamic_quantize(layer: Layer) -> Run:
     """Blocks quantized by scales of their own: the data, and the scales.
 
-    A block's scale is its largest magnitude over the largest value of the output's type; over the second input too, where
-    the scales are FP8. TensorRT documents neither this nor how E8M0 scales are rounded: up, here, as cuDNN's block scaling
-    does.
+    A block's scale is its largest magnitude over the largest value of the output's type, and, where scales are FP8,
+    over the second input. TensorRT documents neither this nor how E8M0 scales are rounded: up, here, as in cuDNN.
     """
     native = layer.native
     kind, scale_kind = layer.output_types

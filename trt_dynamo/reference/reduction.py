@@ -22,7 +22,7 @@ def highest(x: Tensor) -> float | int:
 
 
 def extreme(x: Tensor, axes: list[int], keep: bool, largest: bool) -> Tensor:
-    """MAX or MIN; over nothing, the lowest or the highest value. NaN does not count, as in TensorRT's constant folding."""
+    """MAX or MIN; over nothing, the lowest or highest value. NaN does not count, as in TensorRT's constant folding."""
     if any(x.shape[axis] == 0 for axis in axes):
         shape = [1 if i in axes else dim for i, dim in enumerate(x.shape) if keep or i not in axes]
         return x.new_full(shape, lowest(x) if largest else highest(x))

@@ -48,7 +48,9 @@ def resize(layer: Layer) -> Run:
 class Resampling:
     """One way to resample an axis: the coordinates and the weights."""
 
-    def __init__(self, mode: str, transform: str, selector: str, rounding: str, exclude_outside: bool, cubic: float) -> None:
+    def __init__(
+        self, mode: str, transform: str, selector: str, rounding: str, exclude_outside: bool, cubic: float
+    ) -> None:
         self.mode = mode
         self.transform = transform
         self.selector = selector

@@ -1,4 +1,7 @@
-"""One step of a plan: a layer's function between named tensors. In: a `Layer` or a `Frame`. Out: tensors put in the frame."""
+"""One step of a plan: a layer's function between named tensors.
+
+In: a `Layer`, then a `Frame` of tensors by name. Out: the layer's outputs, put in the frame.
+"""
 
 from __future__ import annotations
 
@@ -14,7 +17,7 @@ from trt_dynamo.reference.layer import LOW_FLOATS, RULES, STORAGE, Layer, Run
 
 CPU = torch.device("cpu")
 
-# Integer constants up to this size stay on the host, as TensorRT's shape tensors do: reading one copies nothing from a GPU.
+# Integer constants up to this size stay on the host, as TensorRT's shape tensors do, so that reading one needs no GPU.
 HOST_ELEMENTS = 64
 
 
@@ -61,7 +64,7 @@ class Frame(dict[str, Tensor]):
 
 
 class Runnable(Protocol):
-    """What a plan is made of: `inputs` must be known before, `outputs` are known afterwards, `uses` is all it may read."""
+    """What a plan is made of: `inputs` are known before, `outputs` afterwards; `uses` is all that it may read."""
 
     name: str
     inputs: list[str | None]
@@ -79,9 +82,9 @@ def run_plan(plan: Sequence[Runnable], frame: Frame) -> None:
 
 
 class Step:
-    """A layer, prepared."""
+    """A layer, prepared. Its own weights go into `constants`, as float32 where they are floats."""
 
-    def __init__(self, layer: Layer) -> None:
+    def __init__(self, layer: Layer, constants: dict[str, Tensor]) -> None:
         rule = RULES.get(layer.kind)
         if rule is None:
             raise layer.unsupported("this kind of layer has no evaluation")
@@ -95,7 +98,14 @@ class Step:
         self.exact = rule.exact
         self.data_dependent = rule.data_dependent
         self.shapes = layer.output_shapes
+        self.fitting: list[tuple[int, ...]] = [*self.shapes]  # the last shapes seen that fit
         self.dtypes = [STORAGE[name] for name in layer.output_types]
+        self.weights: dict[str, str] = {}
+        for role in rule.weights:
+            value = layer.weights(role)
+            if value.numel():
+                self.weights[role] = f"<{role} of {layer.name}>"
+                constants[self.weights[role]] = value.float()
         run = rule.prepare(layer)
         self.run = run if rule.exact or LOW_FLOATS.isdisjoint(layer.input_types) else widened(run)
 
@@ -105,8 +115,11 @@ class Step:
         arguments = [None if name is None else frame[name] for name in self.inputs]
         if frame.device != CPU:
             arguments = self.placed(arguments, frame)
+        keywords: dict[str, Any] = {role: frame[name] for role, name in self.weights.items()}
+        if self.places:
+            keywords["device"] = frame.device
         try:
-            found = self.run(*arguments, device=frame.device) if self.places else self.run(*arguments)
+            found = self.run(*arguments, **keywords)
         except TrtDynamoError:
             raise
         except (RuntimeError, IndexError, ValueError, TypeError) as error:
@@ -140,10 +153,13 @@ class Step:
             if self.exact:
                 raise ConversionError(f"layer {self.name!r} ({self.kind}) gives {value.dtype}; TensorRT infers {dtype}")
             value = value.to(dtype)
-        if value.shape != shape and not fits(value.shape, shape):
+        if value.shape == self.fitting[index]:
+            return value
+        if not fits(value.shape, shape):
             raise ConversionError(
                 f"layer {self.name!r} ({self.kind}) gives the shape {tuple(value.shape)}; TensorRT infers {shape}"
             )
+        self.fitting[index] = value.shape
         return value
 
 

@@ -1,5 +1,6 @@
-"""Layers that move elements without looking at them: SHUFFLE, SLICE, CONCATENATION, SQUEEZE, UNSQUEEZE, SHAPE,
-REVERSE_SEQUENCE; and FILL, which makes them.
+"""Layers that move elements without looking at them, and FILL, which makes them.
+
+SHUFFLE, SLICE, CONCATENATION, SQUEEZE, UNSQUEEZE, SHAPE, REVERSE_SEQUENCE, FILL.
 """
 
 from __future__ import annotations
@@ -11,9 +12,9 @@ import torch
 from torch import Tensor
 
 from trt_dynamo.errors import EngineError
-from trt_dynamo.reference.steps import HOST_ELEMENTS
 from trt_dynamo.reference.layer import Layer, Run, dims, evaluates
 from trt_dynamo.reference.pointwise import cast
+from trt_dynamo.reference.steps import CPU, HOST_ELEMENTS
 
 
 @evaluates("SHUFFLE", exact=True, host=(1,))
@@ -45,11 +46,14 @@ def resolved(wanted: Sequence[int], shape: Sequence[int], keeps_zero: bool) -> l
 
 @evaluates("SLICE", exact=True, host=(1, 2, 3, 5))
 def slice_layer(layer: Layer) -> Run:
+    """Start, size, stride and axes are attributes or, each, an input."""
     native = layer.native
-    mode, fixed = native.mode.name, {}
-    for index, role in ((1, "start"), (2, "shape"), (3, "stride"), (5, "axes")):
-        value = None if layer.has_input(index) else getattr(native, role, None)
-        fixed[role] = None if value is None or (role == "axes" and len(value) == 0) else list(dims(value))
+    mode = native.mode.name
+    fixed = {
+        role: dims(getattr(native, role))
+        for index, role in ((1, "start"), (2, "shape"), (3, "stride"), (5, "axes"))
+        if not layer.has_input(index) and getattr(native, role, None) is not None
+    }
 
     def run(
         x: Tensor,
@@ -60,11 +64,10 @@ def slice_layer(layer: Layer) -> Run:
         axes: Tensor | None = None,
     ) -> Tensor:
         given = {"start": start, "shape": size, "stride": stride, "axes": axes}
-        read = {role: fixed[role] if value is None else value.tolist() for role, value in given.items()}
-        along = read["axes"] if read["axes"] is not None else range(x.dim())
-        for position, axis in enumerate(along):
-            length, step = read["shape"][position], read["stride"][position]
-            x = sliced(x, axis % x.dim(), read["start"][position], length, step, mode, fill)
+        read = fixed | {role: value.tolist() for role, value in given.items() if value is not None}
+        for position, axis in enumerate(read.get("axes") or range(x.dim())):
+            part = (read["start"][position], read["shape"][position], read["stride"][position])
+            x = sliced(x, axis % x.dim(), *part, mode, fill)
         return x
 
     return run
@@ -165,11 +168,12 @@ def reverse_sequence(layer: Layer) -> Run:
 
 @evaluates("FILL", exact=True, host=(0, 1, 2), places=True)
 def fill(layer: Layer) -> Run:
+    """Evenly spaced or random values; shape, first and second parameter are attributes or, each, an input."""
     native = layer.native
     kind, dtype = native.operation.name, layer.dtype
-    fixed = None if layer.has_input(0) else dims(native.shape)
-    alpha = None if layer.has_input(1) else native.alpha
-    beta = None if layer.has_input(2) else native.beta
+    fixed = () if layer.has_input(0) else dims(native.shape)
+    alpha = 0.0 if layer.has_input(1) else native.alpha
+    beta = 0.0 if layer.has_input(2) else native.beta
 
     def run(
         shape: Tensor | None = None,
@@ -178,10 +182,10 @@ def fill(layer: Layer) -> Run:
         *,
         device: torch.device,
     ) -> Tensor:
-        size = list(fixed) if shape is None or fixed is not None else shape.tolist()
+        size = list(fixed) if shape is None else shape.tolist()
         a = alpha if first is None else first.item()
         b = [beta] if second is None else second.reshape(-1).tolist()
-        place = torch.device("cpu") if math.prod(size) <= HOST_ELEMENTS and not dtype.is_floating_point else device
+        place = CPU if math.prod(size) <= HOST_ELEMENTS and not dtype.is_floating_point else device
         if kind == "RANDOM_UNIFORM":
             return (torch.rand(size, device=place) * (b[0] - a) + a).to(dtype)
         if kind == "RANDOM_NORMAL":
@@ -191,7 +195,9 @@ def fill(layer: Layer) -> Run:
     return run
 
 
-def linspace(size: Sequence[int], start: float, steps: Sequence[float], dtype: torch.dtype, device: torch.device) -> Tensor:
+def linspace(
+    size: Sequence[int], start: float, steps: Sequence[float], dtype: torch.dtype, device: torch.device
+) -> Tensor:
     """start + the sum over the dims of step * index. Integers are exact; floats are rounded once."""
     work = torch.float64 if dtype.is_floating_point else torch.int64
     total = torch.full([1] * len(size), start, dtype=work, device=device)
