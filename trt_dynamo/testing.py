@@ -43,10 +43,11 @@ class Checked:
 def trace(function: Callable[..., Any], args: Sequence[Any], *, dynamic: bool = False) -> GraphModule:
     """The functional ATen graph of a call, decomposed as the backend decomposes it. `dynamic`: every dim is a symbol."""
     flat = lambda *a: tuple(tree_flatten(function(*a))[0])  # noqa: E731
-    functional = torch.func.functionalize(flat, remove="mutations_and_views")
+    functional = torch.func.functionalize(flat, remove="mutations")
     with torch.no_grad():
         mode = "symbolic" if dynamic else "fake"
-        module = make_fx(functional, decomposition_table=decompositions(), tracing_mode=mode)(*args)  # type: ignore[arg-type]
+        traced = make_fx(functional, decompositions(), mode, _allow_non_fake_inputs=True)  # type: ignore[arg-type]
+        module = traced(*args)
     return run_passes(module)
 
 
@@ -114,7 +115,7 @@ class EvaluatedSegment(torch.nn.Module):
             value = args[binding.position]
             feeds[binding.name] = torch.tensor(value) if binding.size else value.permute(binding.order).contiguous()
         found = self.evaluator(feeds)
-        return tuple(found[b.name].permute([b.order.index(axis) for axis in range(len(b.order))]) for b in self.converted.outputs)
+        return tuple(found[b.name].contiguous().permute([b.order.index(axis) for axis in range(len(b.order))]) for b in self.converted.outputs)
 
 
 @contextlib.contextmanager

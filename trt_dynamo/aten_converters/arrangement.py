@@ -6,12 +6,14 @@ import dataclasses
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
+import sympy
 import torch
+from torch.fx import Node
 
 from trt_dynamo.aten_converters.shapes import is_static, product
 from trt_dynamo.errors import Unsupported
-from trt_dynamo.profiles import Dim
-from trt_dynamo.trt import has, trt
+from trt_dynamo.profiles import Dim, dim_of, shape_env_of
+from trt_dynamo.trt import has, to_trt, trt
 
 if TYPE_CHECKING:
     from trt_dynamo.aten_converters.network import Tensor
@@ -23,11 +25,34 @@ class Arrangement:
 
     raw: trt.INetworkDefinition
     sizes: ShapeArithmetic
+    expected: tuple[Any, ...]
+    node: Node | None
+
+    def result_shape(self, index: int = 0) -> tuple[Dim, ...]:
+        """The shape that FX states for a result of the node under conversion."""
+        return tuple(dim_of(d) for d in self.expected[index].shape)
+
+    def seen(self, dim: Dim) -> int:
+        """The size that `dim` had while tracing: torch's guards make every comparison of sizes come out as it did then."""
+        if isinstance(dim, int):
+            return dim
+        assert self.node is not None
+        values = [n.meta.get("val") for n in (self.node, *self.node.all_input_nodes)]
+        env = shape_env_of([v for value in values for v in (value if isinstance(value, list | tuple) else (value,))])
+        found = dim.xreplace({s: sympy.Integer(env.backed_var_to_val[s]) for s in dim.free_symbols if s in env.backed_var_to_val})
+        if not found.is_number:
+            raise Unsupported(f"the size {dim} depends on data")
+        return int(found)
+
+    def result_dtype(self, index: int = 0) -> torch.dtype:
+        dtype: torch.dtype = self.expected[index].dtype
+        return dtype
 
     if TYPE_CHECKING:
 
         def out(self, layer: Any, index: int = 0, *, shape: Any = None, dtype: Any = None) -> Tensor: ...
         def constant(self, value: Any, dtype: Any = None, *, name: str | None = None) -> Tensor: ...
+        def operand(self, x: Any, dtype: torch.dtype, rank: int = 0) -> Tensor: ...
 
     def reshape(self, x: Tensor, dims: Sequence[Dim]) -> Tensor:
         """`x.reshape(dims)`; `dims` are ints and expressions, without a -1."""
@@ -99,27 +124,65 @@ class Arrangement:
         return self.slice(x, [0] * len(dims), dims, strides)
 
     def slice(
-        self, x: Tensor, start: Sequence[Dim], size: Sequence[Dim], stride: Sequence[int], mode: str = "STRICT_BOUNDS", fill: Tensor | None = None
+        self,
+        x: Tensor,
+        start: Sequence[Dim],
+        size: Sequence[Dim],
+        stride: Sequence[Dim],
+        mode: str = "STRICT_BOUNDS",
+        fill: Tensor | None = None,
     ) -> Tensor:
         """An `ISliceLayer`: `size[i]` elements from `start[i]` on, every `stride[i]`-th. `mode` is a name of `SampleMode`."""
-        ones = [s if isinstance(s, int) else 1 for s in start], [s if isinstance(s, int) else 1 for s in size]
-        layer = self.raw.add_slice(x.raw, ones[0], ones[1], list(stride))
-        if not is_static(start):
-            layer.set_input(1, self.sizes.vector(start))
-        if not is_static(size):
-            layer.set_input(2, self.sizes.vector(size))
+        shape = tuple(size)
+        axes = [i for i in range(x.ndim) if start[i] != 0 or stride[i] != 1 or size[i] != x.shape[i]]
+        if not axes:
+            return x
+        # The layer is told of the cut dims only, so that a symbolic one that stays whole costs no arithmetic.
+        chosen = range(x.ndim) if is_static(shape) and is_static(x.shape) else axes
+        roles = [[dims[i] for i in chosen] for dims in (start, size, stride)]
+        layer = self.raw.add_slice(x.raw, *([d if isinstance(d, int) else 1 for d in role] for role in roles))
+        if layer is None:
+            raise Unsupported("TensorRT refused the slice")
+        if len(chosen) < x.ndim:
+            layer.axes = list(chosen)
+        for index, role in enumerate(roles, 1):
+            if not is_static(role):
+                layer.set_input(index, self.sizes.vector(role))
         if mode != "STRICT_BOUNDS":
             layer.mode = getattr(trt.SampleMode, mode)
         if fill is not None:
             layer.set_input(4, fill.raw)
-        return self.out(layer, shape=tuple(size), dtype=x.dtype)
+        return self.out(layer, shape=shape, dtype=x.dtype)
 
-    def narrow(self, x: Tensor, axis: int, start: Dim, size: Dim, stride: int = 1) -> Tensor:
+    def narrow(self, x: Tensor, axis: int, start: Dim, size: Dim, stride: Dim = 1) -> Tensor:
         """`size` elements of one dim from `start` on, every `stride`-th."""
         starts: list[Dim] = [0] * x.ndim
-        sizes, strides = list(x.shape), [1] * x.ndim
+        strides: list[Dim] = [1] * x.ndim
+        sizes = list(x.shape)
         starts[axis], sizes[axis], strides[axis] = start, size, stride
         return self.slice(x, starts, sizes, strides)
+
+    def full(self, shape: Sequence[Dim], value: Any, dtype: torch.dtype) -> Tensor:
+        """A tensor of one value, which may be a size."""
+        one = self.reshape(self.operand(value, dtype, len(shape)), (1,) * len(shape))
+        return self.expand(one, shape)
+
+    def linspace(self, shape: Sequence[Dim], start: Dim, steps: Sequence[Dim], dtype: torch.dtype = torch.int64) -> Tensor:
+        """A tensor whose element at `index` is `start + sum(steps[d] * index[d])`; of float32, int32 or int64."""
+        layer = self.raw.add_fill(tuple(shape) if is_static(shape) else (1,), trt.FillOperation.LINSPACE, to_trt(dtype))
+        if layer is None:
+            raise Unsupported("TensorRT refused the fill")
+        if not is_static(shape):
+            layer.set_input(0, self.sizes.vector(shape))
+        layer.set_input(1, self.operand(start, dtype).raw)
+        layer.set_input(2, self.numbers(steps, dtype).raw)
+        return self.out(layer, shape=tuple(shape), dtype=dtype)
+
+    def numbers(self, values: Sequence[Dim | float], dtype: torch.dtype = torch.int64) -> Tensor:
+        """Python numbers and sizes as a 1-D tensor."""
+        if not any(isinstance(value, sympy.Expr) for value in values):
+            return self.constant(torch.tensor(values, dtype=dtype))
+        return self.cat([self.reshape(self.operand(value, dtype), (1,)) for value in values], 0)
 
     def cat(self, xs: Sequence[Tensor], axis: int) -> Tensor:
         """Tensors of one dtype and rank, joined along `axis`."""
@@ -137,6 +200,39 @@ class Arrangement:
         """`x` at whole indices (0 or more) along `axis`: torch's `index_select` for indices of any rank."""
         shape = [*x.shape[:axis], *indices.shape, *x.shape[axis + 1 :]]
         return self.out(self.raw.add_gather(x.raw, indices.raw, axis), shape=shape, dtype=x.dtype)
+
+    def gather_elements(self, x: Tensor, indices: Tensor, axis: int) -> Tensor:
+        """torch's `gather`: one index for each element of the result; the other dims are equal."""
+        layer = self.raw.add_gather_v2(x.raw, indices.raw, trt.GatherMode.ELEMENT)
+        if layer is not None:
+            layer.axis = axis
+        return self.out(layer, shape=indices.shape, dtype=x.dtype)
+
+    def gather_nd(self, x: Tensor, rows: Tensor) -> Tensor:
+        """What `x` holds at each row of places, which go into its first dims."""
+        depth = int(rows.shape[-1])
+        layer = self.raw.add_gather_v2(x.raw, rows.raw, trt.GatherMode.ND)
+        return self.out(layer, shape=(*rows.shape[:-1], *x.shape[depth:]), dtype=x.dtype)
+
+    def scatter(self, x: Tensor, indices: Tensor, updates: Tensor, axis: int) -> Tensor:
+        """`x` with `updates` written at `indices` along `axis`: torch's `scatter`, no place twice."""
+        layer = self.raw.add_scatter(x.raw, indices.raw, updates.raw, trt.ScatterMode.ELEMENT)
+        if layer is not None:
+            layer.axis = axis
+        return self.out(layer, shape=x.shape, dtype=x.dtype)
+
+    def scatter_nd(self, x: Tensor, rows: Tensor, updates: Tensor) -> Tensor:
+        """`x` with `updates` written at rows of places, no place twice."""
+        layer = self.raw.add_scatter(x.raw, rows.raw, updates.raw, trt.ScatterMode.ND)
+        return self.out(layer, shape=x.shape, dtype=x.dtype)
+
+    def running_sum(self, x: Tensor, axis: int) -> Tensor:
+        """The sum of the elements up to each, along `axis`."""
+        if not has("add_cumulative"):
+            raise Unsupported("running sums: this TensorRT has no such layer")
+        place = self.constant(torch.tensor(axis))
+        layer = self.raw.add_cumulative(x.raw, place.raw, trt.CumulativeOperation.SUM, False, False)
+        return self.out(layer, shape=x.shape, dtype=x.dtype)
 
     def broadcast(self, a: Sequence[Dim], b: Sequence[Dim]) -> tuple[Dim, ...]:
         """The shape that two shapes broadcast to. A symbol is never 1 by chance: Dynamo gives 1 a graph of its own."""

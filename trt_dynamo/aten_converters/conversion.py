@@ -98,7 +98,7 @@ class Walker:
             if is_used:
                 refuse_type(value)
         net = self.net
-        net.scope, net.source, net.expected, net.used = node.name, source_line(node), values, used
+        net.scope, net.source, net.expected, net.used, net.node = node.name, source_line(node), values, used, node
         try:
             bound = converter.bind(self.argument(node.args), {k: self.argument(v) for k, v in node.kwargs.items()})
             result = converter.function(net, **bound)

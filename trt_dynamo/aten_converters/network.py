@@ -14,6 +14,7 @@ import sympy
 import torch
 from torch._prims_common import ELEMENTWISE_TYPE_PROMOTION_KIND as Kind
 from torch._prims_common import elementwise_dtypes
+from torch.fx import Node
 
 from trt_dynamo import log
 from trt_dynamo.aten_converters.arrangement import Arrangement
@@ -66,6 +67,7 @@ class Network(Arrangement):
         self.source = ""  # the user's line behind it
         self.expected: tuple[Any, ...] = ()  # meta["val"] of the results of that node
         self.used: tuple[bool, ...] = ()  # which of its results anybody reads
+        self.node: Node | None = None  # the node itself, for what a `Tensor` does not tell: the strides of its arguments
         self.owners: list[torch.Tensor] = []  # TensorRT keeps pointers to weights, not copies
         self.constants: dict[str, torch.Tensor] = {}  # layer name to value, for weights that Python cannot read back
         self.inputs: dict[str, trt.ITensor] = {}

@@ -39,6 +39,11 @@ def minimum(a: Dim, b: Dim) -> Dim:
     return min(a, b) if isinstance(a, int) and isinstance(b, int) else dim_of(F.Min(a, b))
 
 
+def modulo(a: Dim, b: Dim) -> Dim:
+    """`a % b` for sizes, never negative."""
+    return a % b if isinstance(a, int) and isinstance(b, int) else dim_of(F.PythonMod(sympy.sympify(a), sympy.sympify(b)))
+
+
 def product(dims: Sequence[Dim]) -> Dim:
     """The number of elements of a shape."""
     total: Dim = 1

@@ -1,7 +1,8 @@
 """From a lowered graph to segments: `partition` groups the nodes that TensorRT takes into acyclic segments.
 
 Levels make the grouping acyclic by construction and linear in time: a node's level is the largest of its inputs', one
-more at each switch between TensorRT and eager; the TensorRT nodes of one level are one segment.
+more where eager reads what TensorRT made; the TensorRT nodes of one level are one segment. So the eager nodes of a level
+need only segments of lower levels, and its segment only eager nodes of its own level or lower.
 """
 
 from __future__ import annotations
@@ -171,8 +172,8 @@ def levels(graph: Graph, verdicts: Mapping[Node, Verdict], rejected: Collection[
         inside = node in verdicts and verdicts[node].ok and node not in rejected
         here = 0
         for source in sources:
-            switch = (source in verdicts and verdicts[source].ok and source not in rejected) != inside and source.op != "placeholder"
-            here = max(here, level[source] + switch)
+            leaves = not inside and source in verdicts and verdicts[source].ok and source not in rejected
+            here = max(here, level[source] + leaves)
         level[node] = here
         if inside:
             groups.setdefault(here, []).append(node)
