@@ -11,12 +11,13 @@ import argparse
 import json
 import subprocess
 import sys
+import tempfile
 import time
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from threading import Thread
 from typing import Any
 
 import numpy
@@ -229,37 +230,39 @@ def work(start: int, share: int, of: int) -> None:
 
 def run_share(share: int, of: int, results: list[Result]) -> None:
     """Runs a worker to its end; where it dies, the case that it was at is recorded and another goes on after it."""
-    start = 0
-    while True:
+    start: int | None = 0
+    while start is not None:
         command = [sys.executable, "-m", "benchmarks.onnx_suite", "--worker", str(start), str(share), str(of)]
-        worker = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, cwd=Path(__file__).parents[1])
-        current: tuple[int, str] | None = None
-        assert worker.stdout is not None
-        for line in worker.stdout:
-            if not line.startswith("{"):
-                continue
-            entry = json.loads(line)
-            if "result" in entry:
-                results.append(Result(**entry["result"]))
-                current = None
-            else:
-                current = (entry["starts"], entry["id"])
-        if worker.wait() == 0:
-            return
+        start = run_worker(command, results)
+
+
+def run_worker(command: list[str], results: list[Result]) -> int | None:
+    """Runs one worker; the number of the case to go on with, or None if it came to its end."""
+    current: tuple[int, str] | None = None
+    folder = Path(__file__).parents[1]
+    with tempfile.TemporaryFile("w+") as said:  # the parser talks a lot
+        with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=said, text=True, cwd=folder) as worker:
+            for line in worker.stdout or ():
+                if not line.startswith("{"):
+                    continue
+                entry = json.loads(line)
+                current = None if "result" in entry else (entry["starts"], entry["id"])
+                results += [Result(**entry["result"])] if "result" in entry else []
+        if worker.returncode == 0:
+            return None
         if current is None:
-            raise RuntimeError(f"a worker ended with status {worker.returncode} outside of a case")
-        results.append(Result(current[1], "crashed", f"the process ended with status {worker.returncode}"))
-        start = current[0] + 1
+            said.seek(0)
+            raise RuntimeError(f"a worker ended with status {worker.returncode}: {said.read()[-2000:]}")
+    results.append(Result(current[1], "crashed", f"the process ended with status {worker.returncode}"))
+    return current[0] + 1
 
 
 def run_all(workers: int = 2) -> list[Result]:
     """Every case's result, in no particular order."""
     results: list[Result] = []
-    threads = [Thread(target=run_share, args=(share, workers, results)) for share in range(workers)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
+    with ThreadPoolExecutor(workers) as pool:
+        for running in [pool.submit(run_share, share, workers, results) for share in range(workers)]:
+            running.result()
     return results
 
 
