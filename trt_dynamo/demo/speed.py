@@ -16,7 +16,7 @@ PASSES = 5
 
 
 def speeds(model: torch.nn.Module, batches: Sequence[Batch]) -> list[tuple[str, str, str]]:
-    """A row for each way to run the model: its name, seconds for a pass over the batches, and times as fast as eager."""
+    """A row for each way to run the model: its name, seconds for one pass, and times as fast as eager."""
     ways: dict[str, Encode] = {
         "eager": model,
         "Inductor": torch.compile(model, dynamic=True),
