@@ -36,7 +36,7 @@ def plant(net: trt.INetworkDefinition, x: trt.ITensor, config: trt.IBuilderConfi
     config.set_flag(trt.BuilderFlag.FP16)  #! 11.4 rtx-1.7
     config.set_flag(trt.BuilderFlag.REFIT)
     net.add_attention(x, x, x, trt.AttentionNormalizationOp.SOFTMAX, False)  #! 10.13
-    net.add_plugin_v3([x], [], None)  #! rtx-1.7
+    print(net.add_plugin_v3)  #! rtx-1.7
     net.add_softmax_v7(x)  #!
     net.add_softmax(x).axes = 1  #! a layer may be None
     net.add_unary(x, trt.UnaryOperation.EXPONENT)  #!
@@ -59,6 +59,10 @@ NAMING = {
     "activation": "ActivationType",
     "reduce": "ReduceOperation",
 }
+
+# Where every word in capitals (of 3 letters or more) is the name of an enum's member, as in `{aten.exp: "EXP"}`.
+NAMED_BY_STRINGS = ("aten_converters/*.py", "build.py", "trt.py")
+CAPITALS = re.compile(r"[A-Z][A-Z0-9_]{2,}")
 
 # Members that only some versions have, and that the package asks for (`hasattr`) before it uses them.
 PROBED: Mapping[str, frozenset[str]] = {}
@@ -122,21 +126,26 @@ def enum_members(stub: str) -> dict[str, frozenset[str]]:
 
 
 def wrong_names(members: Mapping[str, frozenset[str]]) -> list[str]:
-    """The names of enum members, in our tables and our calls, that are not among `members`."""
-    return [
+    """The names of enum members, in our calls and our tables, that are not among `members`."""
+    known = {enum: members.get(enum, frozenset()) | PROBED.get(enum, frozenset()) for enum in {*members, *PROBED}}
+    some = frozenset().union(*known.values())
+    mistakes = [
         f"{where}: {enum} has no member {name}"
-        for where, enum, name in [*names_in_tables(), *names_in_calls(PACKAGE.rglob("*.py"))]
-        if name not in members.get(enum, frozenset()) | PROBED.get(enum, frozenset())
+        for where, enum, name in names_in_calls(PACKAGE.rglob("*.py"))
+        if name not in known.get(enum, frozenset())
     ]
+    files = [file for pattern in NAMED_BY_STRINGS for file in PACKAGE.glob(pattern)]
+    return mistakes + [f"{where}: no enum has a member {name}" for where, name in names(files) if name not in some]
 
 
-def names_in_tables() -> Iterator[tuple[str, str, str]]:
-    """Where, enum and member of each name in the package's own list of what its tables use."""
-    from trt_dynamo.aten_converters.network import ENUM_NAMES
-
-    for enum, names in ENUM_NAMES.items():
-        for name in sorted(names):
-            yield "trt_dynamo.aten_converters.network.ENUM_NAMES", enum, name
+def names(files: Iterable[Path]) -> Iterator[tuple[str, str]]:
+    """Where and which: each string in capitals, but for a module's list of what it exports."""
+    for file in sorted(files):
+        tree = ast.parse(file.read_text())
+        tree.body = [node for node in tree.body if not ast.unparse(node).startswith("__all__")]
+        for node in ast.walk(tree):
+            if isinstance(node, ast.Constant) and isinstance(node.value, str) and CAPITALS.fullmatch(node.value):
+                yield f"{file.relative_to(ROOT)}:{node.lineno}", node.value
 
 
 def names_in_calls(files: Iterable[Path]) -> Iterator[tuple[str, str, str]]:

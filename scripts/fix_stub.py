@@ -18,6 +18,11 @@ ALSO_TAKES = {
     "Weights": "numpy.ndarray[typing.Any, typing.Any]",
 }
 
+# What a program derives from, for TensorRT to call: there a parameter is what comes in, not what would be converted.
+CALLED_BACK = re.compile(
+    r"I(ProgressMonitor|Logger|Profiler|ErrorRecorder|OutputAllocator|DebugListener|Gpu\w*Allocator)"
+)
+
 # None on failure, which the documentation does not say.
 MAY_FAIL = {
     ("INetworkDefinition", "add_input"),
@@ -162,7 +167,8 @@ class Fixer(ast.NodeTransformer):
         defaults = [*[None] * (len(arguments.args) - len(arguments.defaults)), *arguments.defaults]
         for position, (argument, default) in enumerate(zip(arguments.args, defaults, strict=True)):
             if argument.annotation is not None:
-                argument.annotation = Parameters().visit(argument.annotation)
+                mended = Parameters().visit(argument.annotation)
+                argument.annotation = incoming(mended) if CALLED_BACK.fullmatch(".".join(self.scope)) else mended
             elif self.scope == [] or position or is_static(node):
                 argument.annotation = expression("typing.Any")
             if isinstance(default, ast.Constant) and default.value is None and argument.annotation is not None:
@@ -172,6 +178,11 @@ class Fixer(ast.NodeTransformer):
                 rest.annotation = expression("typing.Any")
         if arguments.args and arguments.args[0].arg == "self":
             arguments.args[0].annotation = None
+
+
+def incoming(annotation: ast.expr) -> ast.expr:
+    """The type of what TensorRT itself hands over."""
+    return expression(ast.unparse(annotation).replace("typing.SupportsInt", "int"))
 
 
 def settable(item: ast.stmt) -> list[ast.stmt]:

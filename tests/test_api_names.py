@@ -18,7 +18,7 @@ from scripts.check_api import NAMING, PACKAGE, PLANTED, enum_members, names_in_c
 from scripts.fix_stub import fix, split_parameters
 from scripts.hollow_library import hollow_library
 from scripts.make_stubs import VERSIONS
-from trt_dynamo.trt import trt
+from trt_dynamo.trt import load
 
 GENERATED = '''
 from __future__ import annotations
@@ -72,10 +72,15 @@ class INetworkDefinition:
     @staticmethod
     def __enter__(this):
         ...
+class IProgressMonitor:
+    def phase_start(self, name: str, steps: typing.SupportsInt) -> None:
+        ...
 class ITensor:
     def size(self: ITensor, in: list[int], out: ...) -> bool:
         ...
 bool: DataType
+def get_plugin_registry(index: typing.SupportsInt) -> ...:
+    ...
 '''
 
 
@@ -104,6 +109,7 @@ def test_a_stub_says_what_the_bindings_take_and_give() -> None:
     assert members(stub, "ITensor")["size"] == (
         "def size(self, in_: collections.abc.Sequence[int], out: typing.Any) -> builtins.bool:"
     )
+    assert members(stub, "IProgressMonitor")["phase_start"] == "def phase_start(self, name: str, steps: int) -> None:"
     assert members(stub, "IShuffleLayer")["reshape_dims"] == (
         "def reshape_dims(self, value: Dims | collections.abc.Sequence[int]) -> None:"
     )
@@ -173,21 +179,29 @@ def test_names_in_calls_are_found_with_their_place() -> None:
 
 
 def test_a_wrong_name_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    (tmp_path / "wrong.py").write_text(
-        'net.unary("EXPONENT", x)\nnet.unary("EXP", x)\nnet.reduce("SUM", x)\nother("X")\n'
-    )
+    (tmp_path / "aten_converters").mkdir()
+    calls = [
+        'net.unary("EXPONENT", x)',
+        'net.unary("EXP", x)',
+        'net.reduce("EXP", x)',
+        'other("RELU")',
+        'other("Relu")',
+    ]
+    (tmp_path / "calls.py").write_text("\n".join(calls))
+    table = ['__all__ = ["TABLE"]', 'TABLE = {1: "RELU",', '2: "GELU", 3: "EXP"}']
+    (tmp_path / "aten_converters" / "table.py").write_text("\n".join(table))
     monkeypatch.setattr(check_api, "PACKAGE", tmp_path)
     monkeypatch.setattr(check_api, "ROOT", tmp_path)
-    monkeypatch.setattr(check_api, "names_in_tables", lambda: iter([("a table", "ActivationType", "GELU")]))
     known = {"UnaryOperation": frozenset({"EXP"}), "ActivationType": frozenset({"RELU"})}
     assert check_api.wrong_names(known) == [
-        "a table: ActivationType has no member GELU",
-        "wrong.py:1: UnaryOperation has no member EXPONENT",
-        "wrong.py:3: ReduceOperation has no member SUM",
+        "calls.py:1: UnaryOperation has no member EXPONENT",
+        "calls.py:3: ReduceOperation has no member EXP",
+        "aten_converters/table.py:3: no enum has a member GELU",
     ]
 
 
 def test_no_name_that_we_use_is_wrong_here() -> None:
-    enums = {*NAMING.values()} | {enum for _, enum, _ in check_api.names_in_tables()}
-    installed = {enum: frozenset(getattr(trt, enum).__members__) for enum in enums}
-    assert check_api.wrong_names(installed) == []
+    installed = vars(load())
+    enums = {name: value for name, value in installed.items() if hasattr(value, "__members__")}
+    assert set(NAMING.values()) <= set(enums)
+    assert check_api.wrong_names({name: frozenset(enum.__members__) for name, enum in enums.items()}) == []
