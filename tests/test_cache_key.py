@@ -111,7 +111,7 @@ def graphs() -> dict[str, fx.GraphModule]:
         (lambda x, y: x * 2, lambda x, y: x * 2.0),
         (lambda x, y: x + 1, lambda x, y: x + True),
         (lambda x, y: x @ y - x, lambda x, y: y @ x - x),
-        (lambda x, y: x.exp() @ (x - y), lambda x, y: x.exp() @ (y - x)),
+        (lambda x, y: x - y, lambda x, y: y - x),
         (lambda x, y: x * 0.0, lambda x, y: x * -0.0),
         (lambda x, y: x.sum(0), lambda x, y: x.sum(0, keepdim=True)),
         (lambda x, y: x.sum(0), lambda x, y: x.mean(0)),
@@ -135,8 +135,8 @@ def graphs() -> dict[str, fx.GraphModule]:
 )
 def test_different_functions_have_different_keys(one: Callable[..., Any], other: Callable[..., Any]) -> None:
     x, y = torch.randn(4, 4), torch.randn(4, 4)
-    assert key_of(captured(one, x, y)) == key_of(captured(one, x, y))
-    assert key_of(captured(one, x, y)) != key_of(captured(other, x, y))
+    keys = [key_of(make_fx(fn, tracing_mode="fake")(x, y)) for fn in (one, one, other)]
+    assert keys[0] == keys[1] != keys[2]
 
 
 @pytest.mark.parametrize(
@@ -152,7 +152,8 @@ def test_different_functions_have_different_keys(one: Callable[..., Any], other:
 def test_every_input_counts(shape: tuple[int, ...], dtype: torch.dtype, strides: tuple[int, ...]) -> None:
     usual = torch.empty(5, 4)
     other = torch.empty_strided(shape, strides, dtype=dtype)
-    assert key_of(captured(torch.exp, usual)) != key_of(captured(torch.exp, other))
+    one, two = (make_fx(torch.exp, tracing_mode="fake")(each) for each in (usual, other))
+    assert key_of(one) != key_of(two)
 
 
 def leaves(value: Any, path: tuple[Any, ...] = ()) -> Iterator[tuple[tuple[Any, ...], Any]]:
@@ -203,7 +204,7 @@ def mutants(value: Any, node: fx.Node, earlier: list[fx.Node]) -> list[Any]:
     return []
 
 
-@pytest.mark.parametrize("name", ["block", "dynamic block", "pieces", "traced"])
+@pytest.mark.parametrize("name", ["dynamic block", "pieces", "traced"])
 def test_every_single_argument_counts(name: str) -> None:
     graph = graphs()[name]
     key, tried = key_of(graph), 0
@@ -227,13 +228,13 @@ def test_every_single_argument_counts(name: str) -> None:
     assert tried > 100
 
 
-@pytest.mark.parametrize("name", ["block", "dynamic block"])
-def test_every_target_and_value_counts(name: str) -> None:
-    graph = graphs()[name]
+def test_every_target_and_value_counts() -> None:
+    graph = graphs()["dynamic block"]
     key = key_of(graph)
     with FakeTensorMode():
         others = [
             torch.empty(7, 3),
+            torch.empty(5, 3),
             torch.empty(3, 7).t(),
             torch.empty(7, 3, dtype=torch.int8),
             [torch.empty(7, 3)],
@@ -270,7 +271,7 @@ def test_values_that_look_alike_are_told_apart() -> None:
         1, 1.0, True, "1", b"1", 1 + 0j, Color.ONE, Shade.ONE, sympy.Symbol("s1"), sympy.Float(1), sympy.Rational(1, 3),
         0, 0.0, -0.0, False, None, "", "None", math.nan, math.inf, -math.inf, "nan", complex(0, -0.0), complex(0, 0.0),
         [], (), {}, [[]], [[], []], [1, [2, 3]], [[1, 2], 3], [1, 2, 3], (1, 2, 3), [12, 3], ["1, 2", 3],
-        ["ab"], ["a", "b"],
+        ["ab"], ["a", "b"], ["astr 1:b"], ["astrb"], [[[]]], [[[], []]], [[[]], []], [[], [[]]],
         slice(1, 2), slice(1, 2, None), slice(1, 2, 1), [1, 2, None], slice(None), ...,
         {"a": 1, "b": 2}, {"a": 2, "b": 1}, {"a": 1}, [("a", 1)], ["a", 1],
         torch.float16, "torch.float16", torch.bfloat16, torch.strided, torch.channels_last, torch.device("cpu"), "cpu",
@@ -386,6 +387,10 @@ def test_settings_platform_converters_and_weights_count() -> None:
         assert key_of(graph, settings=Settings(**irrelevant)) == keys[0]
     assert key_of(graph, platform={"version": "1.7.1", "flavor": "tensorrt_rtx"}) == keys[0]
     weights = {names[0]: "0" * 64, names[1]: "1" * 64}
+    first = next(iter(graph.graph.nodes))
+    first.name = "renamed"
+    assert key_of(graph, weights={"renamed": "0" * 64}) == keys[11]
+    first.name = names[0]
     assert key_of(graph, weights=weights) == key_of(graph, weights=dict(reversed(weights.items())))
 
 
@@ -442,15 +447,12 @@ print(json.dumps({name: key_of(graph) for name, graph in graphs().items()}))
 
 
 def test_keys_are_equal_in_every_process() -> None:
-    runs = []
-    for seed in ("1", "2"):
-        command = [sys.executable, "-c", PROCESS, str(ROOT), str(ROOT / "tests")]
-        environ = {**os.environ, "PYTHONHASHSEED": seed}
-        runs.append(subprocess.Popen(command, env=environ, stdout=subprocess.PIPE, text=True))
+    seed = "2" if os.environ.get("PYTHONHASHSEED") == "1" else "1"  # another than this process has
+    command = [sys.executable, "-c", PROCESS, str(ROOT), str(ROOT / "tests")]
+    other = subprocess.Popen(command, env={**os.environ, "PYTHONHASHSEED": seed}, stdout=subprocess.PIPE, text=True)
     here = {name: key_of(graph) for name, graph in graphs().items()}
-    for run in runs:
-        output, _ = run.communicate(timeout=100)
-        assert json.loads(output.splitlines()[-1]) == here
+    output, _ = other.communicate(timeout=100)
+    assert json.loads(output.splitlines()[-1]) == here
 
 
 class TestDigest:
@@ -484,7 +486,7 @@ class TestDigest:
         padded[1:5, 1:13:2] = tensor
         assert digest(tensor.t().contiguous().t()) == expected
         assert digest(padded[1:5, 1:13:2]) == expected
-        assert digest(torch.stack([tensor, tensor])[1]) == expected
+        assert digest(torch.stack([tensor.t().reshape(4, 6), tensor])[1]) == expected
         assert digest(torch.nn.Parameter(tensor, requires_grad=False)) == expected
         assert digest(tensor.t()) != expected
 

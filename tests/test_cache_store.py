@@ -111,6 +111,28 @@ class TestRoundTrip:
         assert {stat.S_IMODE(path.stat().st_mode) for path in folder.iterdir()} == {0o600}
         assert list((cache.folder / ".tmp").iterdir()) == []
 
+    def test_all_is_on_the_disk_before_it_has_a_name(
+        self, cache: Store, warned: Warned, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        steps: list[str] = []
+        sync, rename = os.fsync, os.rename
+
+        def noted_sync(descriptor: int) -> None:
+            steps.append(Path(os.readlink(f"/proc/self/fd/{descriptor}")).name)
+            sync(descriptor)
+
+        def noted_rename(source: Path, target: Path) -> None:
+            steps.append(f"rename {Path(source).name}")
+            rename(source, target)
+
+        monkeypatch.setattr(os, "fsync", noted_sync)
+        monkeypatch.setattr(os, "rename", noted_rename)
+        cache.put(key(1), PLAN)
+        plan, header, temporary, renamed, shard = steps
+        assert (plan, header) == ("plan", "entry.json")
+        assert renamed == f"rename {temporary}"
+        assert shard == key(1)[:2]
+
     @pytest.mark.parametrize("bad", ["", "k", "../../etc/passwd", "A" * 64, "0" * 63, "0" * 65, "0" * 64 + "\n"])
     def test_only_keys_are_keys(self, cache: Store, bad: str) -> None:
         for use in (cache.get, lambda name: cache.put(name, PLAN), lambda name: cache.building(name).__enter__()):
@@ -118,7 +140,7 @@ class TestRoundTrip:
                 use(bad)
 
     def test_entries_are_listed_for_people(self, cache: Store, warned: Warned) -> None:
-        before = time.time()
+        before = int(time.time())
         assert cache.entries() == []
         for number in (1, 2, 3):
             cache.put(key(number), PLAN)

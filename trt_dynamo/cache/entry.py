@@ -62,7 +62,7 @@ def write(folder: Path, key: str, plan: Plan) -> int:
     body = {
         "format": FORMAT,
         "key": key,
-        "created": time.time(),
+        "created": int(time.time()),
         "versions": versions(),
         "plan": {"bytes": len(plan.data), "sha256": hashlib.sha256(plan.data).hexdigest()},
         "manifest": plan.manifest,

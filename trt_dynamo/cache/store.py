@@ -51,7 +51,7 @@ class Entry:
 
     key: str
     size: int
-    created: float
+    created: int
     used: float
     manifest: dict[str, Any]
     versions: dict[str, str]
@@ -146,7 +146,7 @@ class Store:
                 damage = str(error)
             created, manifest, versions = (header.get(name) for name in ("created", "manifest", "versions"))
             result.append(
-                Entry(found.key, found.size, created or 0.0, found.used / 1e9, manifest or {}, versions or {}, damage)
+                Entry(found.key, found.size, created or 0, found.used / 1e9, manifest or {}, versions or {}, damage)
             )
         return result
 
