@@ -13,7 +13,7 @@ app = typer.Typer(
     help="TensorRT as a backend of torch.compile: what can run here, what would, and what is cached.",
     no_args_is_help=True,
     add_completion=False,
-    pretty_exceptions_show_locals=False,
+    pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
 app.command("info")(info.info)
