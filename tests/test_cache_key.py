@@ -257,6 +257,29 @@ def test_every_target_and_value_counts() -> None:
     assert key_of(graph) == key
 
 
+def test_overloads_and_their_defaults_count() -> None:
+    graph = captured(lambda x: x * 2, torch.randn(3))
+    node = next(node for node in graph.graph.nodes if node.op == "call_function")
+    keys = []
+    for target in (
+        aten.add.Tensor,
+        aten.add.Scalar,
+        aten.add_.Tensor,
+        aten.add,
+        torch.add,
+        operator.add,
+        operator.iadd,
+    ):
+        node.target = target
+        keys.append(key_of(graph))
+    for default in (1, 2):
+        with torch.library._scoped_library("trt_dynamo_test", "FRAGMENT") as library:
+            library.define(f"scaled(Tensor x, int by={default}) -> Tensor")
+            node.target = torch.ops.trt_dynamo_test.scaled.default
+            keys.append(key_of(graph))
+    assert len(set(keys)) == len(keys)
+
+
 def test_values_that_look_alike_are_told_apart() -> None:
     class Color(enum.IntEnum):
         ONE = 1
