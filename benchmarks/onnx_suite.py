@@ -33,6 +33,7 @@ from trt_dynamo.log import logger
 from trt_dynamo.reference import evaluate
 from trt_dynamo.trt import trt
 
+README = Path(__file__).parents[1] / "README.md"
 GROUPS = ("node", "simple", "pytorch-converted", "pytorch-operator")
 VARIANTS = ("raw", "const")
 # How far a result may be from the expected one, relative and absolute, by its dtype; integers must be equal.
@@ -296,11 +297,32 @@ def summary(results: Sequence[Result]) -> str:
     return "\n".join(lines)
 
 
+def readme_lines(results: Sequence[Result]) -> str:
+    """What the README says of the results."""
+    lines = ["| | cases | passed | deviates | refused | unsupported | wrong |", "| --- " * 7 + "|"]
+    for variant in VARIANTS:
+        chosen = [result for result in results if result.id.endswith(f"/{variant}")]
+        found = Counter({outcome: len(those) for outcome, those in judged(chosen).items()})
+        refused = found["refused"] + found["crashed"]
+        wrong = found["wrong"] + found["error"] + found["listed but passes"]
+        row = [len(chosen), found["passed"], found["deviates"], refused, found["unsupported"], wrong]
+        lines.append(f"| {variant} | " + " | ".join(map(str, row)) + " |")
+    return "\n".join(lines)
+
+
+def write_readme(results: Sequence[Result]) -> None:
+    """Puts the lines between the README's two comments `onnx_suite`."""
+    before, rest = README.read_text().split("<!-- onnx_suite -->\n")
+    after = rest.split("<!-- /onnx_suite -->")[1]
+    README.write_text(f"{before}<!-- onnx_suite -->\n{readme_lines(results)}\n<!-- /onnx_suite -->{after}")
+
+
 def main() -> None:
     arguments = argparse.ArgumentParser(description="Runs the evaluator over the ONNX backend tests")
     arguments.add_argument("--worker", nargs=3, type=int, metavar=("START", "SHARE", "OF"), help=argparse.SUPPRESS)
     arguments.add_argument("--workers", type=int, default=2, help="processes to run at once")
     arguments.add_argument("--show", action="append", default=[], help="also list the cases of this outcome")
+    arguments.add_argument("--readme", action="store_true", help="also write the counts into README.md")
     chosen = arguments.parse_args()
     if chosen.worker:
         work(*chosen.worker)
@@ -312,6 +334,8 @@ def main() -> None:
             for result in sorted(found, key=lambda r: r.id):
                 print(f"{outcome}: {result.id}: {result.detail[:300]}")
     print(summary(results))
+    if chosen.readme:
+        write_readme(results)
     print(f"onnx {onnx.__version__}, {trt.__name__} {trt.__version__}, {time.perf_counter() - began:.0f} s")
 
 

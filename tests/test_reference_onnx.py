@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 
-from benchmarks.onnx_suite import Result, judged, run_all, summary
+from benchmarks.onnx_suite import README, Result, judged, readme_lines, run_all, summary
 from tests.reference_deviations import DEVIATIONS
 
 # What the suite of onnx 1.23.2 gives with TensorRT-RTX 1.7.1. Fewer means that cases got lost on the way.
@@ -28,3 +28,4 @@ def test_parsed_cases_pass_or_stand_in_the_list_of_deviations() -> None:
     # A parser that dies takes its case along; it does so at times, on operators whose plugins are absent.
     refused = len(found["refused"]) + len(found.get("crashed", []))
     assert CASES - refused == PARSED
+    assert readme_lines(results) in README.read_text(), "run python -m benchmarks.onnx_suite --readme"
