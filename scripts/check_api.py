@@ -105,7 +105,7 @@ def planted_lines(version: str) -> Iterator[int]:
 
 def mypy_errors(stubs: Path, target: Path) -> list[str]:
     """The errors, `file:line: error: ...`, that mypy finds in `target` with the stubs of one version."""
-    cache = ROOT / ".mypy_cache" / "api" / stubs.name
+    cache = ROOT / ".mypy_cache" / "api"  # one for all versions: what they share, torch above all, is read once
     command = [sys.executable, "-m", "mypy", "--strict", "--no-error-summary", "--cache-dir", str(cache), str(target)]
     environment = {**os.environ, "MYPYPATH": str(stubs)}
     done = subprocess.run(command, capture_output=True, text=True, env=environment, cwd=ROOT)
