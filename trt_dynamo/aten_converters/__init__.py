@@ -13,6 +13,8 @@ from trt_dynamo.aten_converters import (  # noqa: F401  the converters register 
     pointwise,
     pooling,
     reduction,
+    resampling,
+    sorting,
     views,
 )
 from trt_dynamo.aten_converters.conversion import ConvertedNetwork, convert

@@ -12,7 +12,7 @@ from torch.fx import Node
 
 from trt_dynamo.aten_converters.shapes import is_static, product
 from trt_dynamo.errors import Unsupported
-from trt_dynamo.profiles import Dim, dim_of, shape_env_of
+from trt_dynamo.profiles import Dim, dim_of, dim_range, range_of, shape_env_of
 from trt_dynamo.trt import has, to_trt, trt
 
 if TYPE_CHECKING:
@@ -36,13 +36,24 @@ class Arrangement:
         """The size that `dim` had while tracing: torch's guards make every comparison of sizes come out as it did then."""
         if isinstance(dim, int):
             return dim
-        assert self.node is not None
-        values = [n.meta.get("val") for n in (self.node, *self.node.all_input_nodes)]
-        env = shape_env_of([v for value in values for v in (value if isinstance(value, list | tuple) else (value,))])
-        found = dim.xreplace({s: sympy.Integer(env.backed_var_to_val[s]) for s in dim.free_symbols if s in env.backed_var_to_val})
+        known = self.shape_env().backed_var_to_val
+        found = dim.xreplace({s: sympy.Integer(known[s]) for s in dim.free_symbols if s in known})
         if not found.is_number:
             raise Unsupported(f"the size {dim} depends on data")
         return int(found)
+
+    def most(self, dim: Dim) -> int:
+        """The largest that `dim` can be in the first engine that is built for it."""
+        if isinstance(dim, int):
+            return dim
+        env = self.shape_env()
+        return dim_range(dim, {symbol: range_of(symbol, env) for symbol in dim.free_symbols}).max
+
+    def shape_env(self) -> Any:
+        """The ShapeEnv behind the symbols of the node under conversion."""
+        assert self.node is not None
+        values = [n.meta.get("val") for n in (self.node, *self.node.all_input_nodes)]
+        return shape_env_of([v for value in values for v in (value if isinstance(value, list | tuple) else (value,))])
 
     def result_dtype(self, index: int = 0) -> torch.dtype:
         dtype: torch.dtype = self.expected[index].dtype

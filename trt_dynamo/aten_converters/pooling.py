@@ -202,8 +202,8 @@ def register_adaptive(average: torch._ops.OpOverload, maximum: torch._ops.OpOver
             return pool(net, x, "AVERAGE", w)
         wide = net.cast(x, torch.float32)
         for axis in range(x.ndim - dims, x.ndim):
-            last = net.permute(wide, swapped(x.ndim, axis))
-            wide = net.permute(net.matmul(last, averaging(net, x.shape[axis], shape[axis])), swapped(x.ndim, axis))
+            if x.shape[axis] != shape[axis]:
+                wide = product_along(net, wide, axis, averaging(net, x.shape[axis], shape[axis]))
         return net.cast(wide, x.dtype)
 
     @converter(maximum)
@@ -220,8 +220,9 @@ def register_adaptive(average: torch._ops.OpOverload, maximum: torch._ops.OpOver
         if w is not None:
             return pool(net, x, "MAX", w), None
         for axis in range(x.ndim - dims, x.ndim):
-            found = net.gather(x, net.constant(window_indices(net, x.shape[axis], shape[axis])), axis)
-            x = net.reduce("MAX", found, [axis + 1])
+            if x.shape[axis] != shape[axis]:
+                found = net.gather(x, window_elements(net, x.shape[axis], shape[axis]), axis)
+                x = net.reduce("MAX", found, [axis + 1])
         return x, None
 
 
@@ -234,6 +235,14 @@ def even_windows(x: Tensor, shape: tuple[Dim, ...]) -> Windows | None:
     return Windows(size, size, [0] * len(size), [1] * len(size), False, shape)
 
 
+def product_along(net: Network, x: Tensor, axis: int, matrix: Tensor) -> Tensor:
+    """`x` times a matrix whose columns sum up to 1, along one dim."""
+    if x.shape[axis] == 1:
+        return net.expand(x, [matrix.shape[1] if i == axis else d for i, d in enumerate(x.shape)])
+    last = net.permute(x, swapped(x.ndim, axis))
+    return net.permute(net.matmul(last, matrix), swapped(x.ndim, axis))
+
+
 def swapped(rank: int, axis: int) -> list[int]:
     order = list(range(rank))
     order[axis], order[-1] = order[-1], order[axis]
@@ -241,32 +250,28 @@ def swapped(rank: int, axis: int) -> list[int]:
 
 
 def averaging(net: Network, size: Dim, count: Dim) -> Tensor:
-    """A [size, count] matrix; column `i` averages the elements from `i * size // count` up to `ceil((i + 1) * size / count)`."""
-    if isinstance(size, int) and isinstance(count, int):
-        first, end = window_ends(size, count)
-        inside = (torch.arange(size)[:, None] >= first) & (torch.arange(size)[:, None] < end)
-        return net.constant(inside / (end - first))
+    """A [size, count] matrix; column `i` averages the elements of window `i`."""
     place = net.linspace((size, 1), 0, (1, 0))
-    start = net.elementwise("FLOOR_DIV", net.linspace((1, count), 0, (0, size)), count)
-    stop = net.elementwise("FLOOR_DIV", net.linspace((1, count), size + count - 1, (0, size)), count)
+    start, stop = (net.unsqueeze(ends, [0]) for ends in window_ends(net, size, count))
     outside = net.elementwise("OR", net.elementwise("LESS", place, start), net.logical_not(net.elementwise("LESS", place, stop)))
     length = net.cast(net.elementwise("SUB", stop, start), torch.float32)
     return net.where(outside, 0.0, net.unary("RECIP", length))
 
 
-def window_ends(size: int, count: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """Where the windows of an adaptive pooling begin, and where the next element after each is."""
-    index = torch.arange(count)
-    return index * size // count, -(-(index + 1) * size // count)
+def window_ends(net: Network, size: Dim, count: Dim) -> tuple[Tensor, Tensor]:
+    """Where each adaptive window begins, `i * size // count`, and what it ends before, `ceil((i + 1) * size / count)`."""
+    if isinstance(size, int) and isinstance(count, int):
+        index = torch.arange(count)
+        return net.constant(index * size // count), net.constant(-(-(index + 1) * size // count))
+    start = net.elementwise("FLOOR_DIV", net.linspace((count,), 0, (size,)), count)
+    return start, net.elementwise("FLOOR_DIV", net.linspace((count,), size + count - 1, (size,)), count)
 
 
-def window_indices(net: Network, size: Dim, count: Dim) -> torch.Tensor:
+def window_elements(net: Network, size: Dim, count: Dim) -> Tensor:
     """[count, longest]: the elements of each adaptive window, the last one repeated in the shorter windows."""
-    if not isinstance(size, int) or not isinstance(count, int):
-        raise Unsupported("an adaptive maximum over a symbolic dim")
-    first, end = window_ends(size, count)
-    within = torch.arange(int((end - first).max()))
-    return torch.minimum(first[:, None] + within, end[:, None] - 1)
+    start, stop = (net.unsqueeze(ends, [1]) for ends in window_ends(net, size, count))
+    within = net.linspace((1, ceildiv(size, count) + 1), 0, (0, 1))
+    return net.elementwise("MIN", net.elementwise("SUM", start, within), net.elementwise("SUB", stop, 1))
 
 
 register_adaptive(aten._adaptive_avg_pool2d.default, aten.adaptive_max_pool2d.default, 2)
