@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from trt_dynamo.errors import EngineError
+from trt_dynamo.errors import EngineError, Unsupported
 from trt_dynamo.reference.layer import Layer, Run, dims, evaluates
 
 CONVOLVE: dict[int, Callable[..., Tensor]] = {2: functional.conv2d, 3: functional.conv3d}
@@ -38,7 +38,10 @@ class Windows:
         for i, length in enumerate(size):
             extent, stride, pre, post = self.extent[i], self.stride[i], self.pre[i], self.post[i]
             if self.mode.startswith("SAME"):
-                total = max((math.ceil(length / stride) - 1) * stride + extent - length, 0)
+                total = (math.ceil(length / stride) - 1) * stride + extent - length
+                if total < -1:
+                    raise Unsupported(f"SAME padding that would cut: stride {stride}, window {extent}, size {length}")
+                total = max(total, 0)
                 pre = total // 2 if self.mode == "SAME_UPPER" else total - total // 2
                 post = total - pre
             elif self.mode == "EXPLICIT_ROUND_UP":

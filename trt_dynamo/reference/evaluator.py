@@ -61,6 +61,7 @@ class Evaluator:
         self.unused = last_uses(self.plan, [*self.outputs])
         self.constants = {CPU: graph.constants}
         self.moved: dict[torch.device, dict[str, Tensor]] = {}
+        self.kept: dict[torch.device, set[int]] = {}
 
     def __call__(self, inputs: Mapping[str, Tensor], intermediates: bool = False) -> dict[str, Tensor]:
         """The network's outputs by name, on the inputs' device; see `evaluate`."""
@@ -72,8 +73,18 @@ class Evaluator:
             if not intermediates:
                 for name in unused:
                     frame.pop(name, None)
-        names = [*frame] if intermediates else [*self.outputs]
-        return {name: frame[name].to(device) for name in [*names, *self.outputs]}
+        names = [*frame] if intermediates else []
+        found = {name: frame[name].to(device) for name in [*names, *self.outputs]}
+        # What is a constant, or a view of one, is copied, so that nobody can write into the constants.
+        kept = self.storages(device)
+        return {name: value.clone() if address_of(value) in kept else value for name, value in found.items()}
+
+    def storages(self, device: torch.device) -> set[int]:
+        """The addresses of the constants' memory, on the CPU and on the device."""
+        if device not in self.kept:
+            places = {CPU, device}
+            self.kept[device] = {address_of(value) for place in places for value in self.constants[place].values()}
+        return self.kept[device].union(address_of(value) for value in self.moved[device].values())
 
     def check(self, inputs: Mapping[str, Tensor]) -> torch.device:
         """The device to run on, after the inputs' names, dtypes and shapes are compared with the network's."""
@@ -122,6 +133,10 @@ class Evaluator:
                 name: value if stays_on_host(value) else value.to(device) for name, value in self.constants[CPU].items()
             }
         return self.constants[device]
+
+
+def address_of(value: Tensor) -> int:
+    return value.untyped_storage().data_ptr()
 
 
 def stays_on_host(value: Tensor) -> bool:

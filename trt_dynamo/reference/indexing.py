@@ -134,6 +134,9 @@ def non_zero(layer: Layer) -> Run:
 
 @evaluates("NMS", host=(2, 3, 4), data_dependent=True)
 def nms(layer: Layer) -> Run:
+    """Per batch item: the best candidates of all classes, up to the limit; of these, per class, those that overlap none
+    that is better. Rows (item, class, box) by item and falling score, and how many they are.
+    """
     native = layer.native
     centered, limit = native.bounding_box_format.name == "CENTER_SIZES", native.topk_box_limit
     dtype, count_type = STORAGE[layer.output_types[0]], STORAGE[layer.output_types[1]]
@@ -141,23 +144,38 @@ def nms(layer: Layer) -> Run:
     def run(
         boxes: Tensor, scores: Tensor, most: Tensor, overlap: Tensor | None = None, least: Tensor | None = None
     ) -> tuple[Tensor, Tensor]:
-        device = scores.device
         most_overlap = 0.0 if overlap is None else float(overlap)
         least_score = 0.0 if least is None else float(least)
         corners = to_corners(boxes.float().cpu(), centered)
-        found: list[tuple[int, float, int, int]] = []
+        rows: list[tuple[int, int, int]] = []
         for item, per_item in enumerate(scores.float().cpu()):
-            for kind in range(per_item.shape[1]):
-                own = corners[item] if corners.dim() == 3 else corners[item][:, kind]
-                kept = suppress(own, per_item[:, kind], int(most), most_overlap, least_score, limit)
-                found += [(item, -float(per_item[box, kind]), kind, box) for box in kept]
-        found.sort(key=lambda entry: entry[:2])
-        rows = torch.tensor([(item, kind, box) for item, _, kind, box in found], dtype=dtype, device=device).reshape(
-            -1, 3
-        )
-        return rows, torch.tensor(len(found), dtype=count_type, device=device)
+            own = corners[item] if corners.dim() == 4 else corners[item].unsqueeze(1)
+            candidates = best_candidates(per_item, least_score, limit)
+            rows += [(item, kind, box) for kind, box in suppress(own, candidates, int(most), most_overlap)]
+        found = torch.tensor(rows, dtype=dtype, device=scores.device).reshape(-1, 3)
+        return found, torch.tensor(len(rows), dtype=count_type, device=scores.device)
 
     return run
+
+
+def best_candidates(scores: Tensor, least: float, limit: int) -> list[tuple[int, int]]:
+    """(class, box) by falling score, those above `least`, `limit` at most. Of equal scores, the lower class first."""
+    values, order = torch.sort(scores.t().reshape(-1), dim=0, descending=True, stable=True)
+    count = min(int((values > least).sum()), limit)
+    return [divmod(int(place), scores.shape[0]) for place in order[:count]]
+
+
+def suppress(boxes: Tensor, candidates: list[tuple[int, int]], most: int, overlap: float) -> list[tuple[int, int]]:
+    """The candidates kept, best first: at most `most` of a class, none over a better one by more than `overlap`."""
+    kept: dict[int, list[Tensor]] = {}
+    found = []
+    for kind, box in candidates:
+        corners = boxes[box, kind if boxes.shape[1] > 1 else 0]
+        others = kept.setdefault(kind, [])
+        if len(others) < most and all(intersection_over_union(corners, other) <= overlap for other in others):
+            others.append(corners)
+            found.append((kind, box))
+    return found
 
 
 def to_corners(boxes: Tensor, centered: bool) -> Tensor:
@@ -166,18 +184,6 @@ def to_corners(boxes: Tensor, centered: bool) -> Tensor:
     if centered:
         return torch.cat([first - second / 2, first + second / 2], -1)
     return torch.cat([torch.minimum(first, second), torch.maximum(first, second)], -1)
-
-
-def suppress(boxes: Tensor, scores: Tensor, most: int, overlap: float, least: float, limit: int) -> list[int]:
-    """The boxes kept, best first: of a score above `least`, and not overlapping a better one by more than `overlap`."""
-    order = [int(i) for i in torch.sort(scores, dim=0, descending=True, stable=True)[1] if scores[i] > least]
-    if len(order) > limit:
-        raise EngineError(f"NMS over {len(order)} boxes with a limit of {limit}: which are kept is not documented")
-    kept: list[int] = []
-    for box in order:
-        if len(kept) < most and all(intersection_over_union(boxes[box], boxes[other]) <= overlap for other in kept):
-            kept.append(box)
-    return kept
 
 
 def intersection_over_union(a: Tensor, b: Tensor) -> float:

@@ -83,7 +83,9 @@ def sliced(x: Tensor, axis: int, start: int, length: int, stride: int, mode: str
         return x.narrow(axis, 0, 0)
     if 0 <= start < size and 0 <= last < size and stride > 0:
         return x.narrow(axis, start, last - start + 1)[(slice(None),) * axis + (slice(None, None, stride),)]
-    index = start + stride * torch.arange(length, device=x.device)
+    if stride == 0 and 0 <= start < size:
+        return x.narrow(axis, start, 1).expand([length if i == axis else dim for i, dim in enumerate(x.shape)])
+    index = start + stride * torch.arange(length)  # on the host: what it says decides, also where `x` is on meta
     return picked(x, axis, index, mode, fill)
 
 
@@ -96,7 +98,8 @@ def picked(x: Tensor, axis: int, index: Tensor, mode: str, fill: Tensor | None) 
         shape[axis] = -1
         if size == 0:
             return value.expand([index.numel() if i == axis else dim for i, dim in enumerate(x.shape)])
-        return torch.where(outside.reshape(shape), value, x.index_select(axis, index.clamp(0, size - 1)))
+        chosen = x.index_select(axis, index.clamp(0, size - 1).to(x.device))
+        return torch.where(outside.to(x.device).reshape(shape), value, chosen)
     if size == 0:
         raise EngineError(f"a slice reads {index.numel()} elements of an empty axis in mode {mode}")
     if mode == "CLAMP":
@@ -109,7 +112,7 @@ def picked(x: Tensor, axis: int, index: Tensor, mode: str, fill: Tensor | None) 
         index = torch.where(index >= size, period - index, index)
     elif bool(outside.any()):
         raise EngineError(f"a slice reads outside of the bounds: {index.tolist()} of {size}")
-    return x.index_select(axis, index)
+    return x.index_select(axis, index.to(x.device))
 
 
 @evaluates("CONCATENATION", exact=True)
