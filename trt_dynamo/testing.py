@@ -21,6 +21,7 @@ from trt_dynamo.build import build, profile_of
 from trt_dynamo.errors import TrtDynamoError, Unsupported
 from trt_dynamo.lowering.decompositions import decompositions
 from trt_dynamo.lowering.passes import run_passes
+from trt_dynamo.lowering.whole import KeepWhole
 from trt_dynamo.partition import Partitioned, partition
 from trt_dynamo.profiles import ranges_of
 from trt_dynamo.reference import Evaluator
@@ -42,7 +43,11 @@ class Checked:
 
 def trace(function: Callable[..., Any], args: Sequence[Any], *, dynamic: bool = False) -> GraphModule:
     """The functional ATen graph of a call, decomposed as the backend decomposes it. `dynamic`: every dim is a symbol."""
-    flat = lambda *a: tuple(tree_flatten(function(*a))[0])  # noqa: E731
+
+    def flat(*inputs: Any) -> tuple[Any, ...]:
+        with KeepWhole():
+            return tuple(tree_flatten(function(*inputs))[0])
+
     functional = torch.func.functionalize(flat, remove="mutations")
     with torch.no_grad():
         mode = "symbolic" if dynamic else "fake"

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -17,9 +17,9 @@ from torch._functorch.aot_autograd import make_boxed_func
 from torch._guards import TracingContext
 from torch.fx import GraphModule
 
-from trt_dynamo.lowering.attention import keep_attention_whole
 from trt_dynamo.lowering.decompositions import decompositions
 from trt_dynamo.lowering.passes import run_passes
+from trt_dynamo.lowering.whole import keep_whole
 
 log = logging.getLogger(__name__)
 
@@ -43,10 +43,12 @@ def lower(
     module: GraphModule, inputs: Sequence[Any], compile: Callable[[Lowered], Callable[..., Any]]
 ) -> Callable[..., Any]:
     """The callable that Dynamo gets: AOTAutograd's wrapper (which writes mutations back) around what `compile` makes."""
-    names = [qualified_name(node) for node in module.graph.nodes if node.op == "placeholder"]
+    placeholders = [node for node in module.graph.nodes if node.op == "placeholder"]
+    names = [qualified_name(node) for node in placeholders]
+    static = {i for i, node in enumerate(placeholders) if "_dynamo_static_input_type" in node.meta.get("tensor_dict", ())}
 
     def inference(lowered: GraphModule, _: Sequence[Any]) -> Callable[..., Any]:
-        weights = static_weights(lowered, inputs)
+        weights = static_weights(lowered, inputs, static)
         run_passes(lowered)
         known = {i: names[i] for i in weights if i < len(names)}
         return make_boxed_func(compile(Lowered(lowered, weights, known)))
@@ -57,12 +59,15 @@ def lower(
     backend = aot_autograd(
         fw_compiler=training, bw_compiler=training, inference_compiler=inference, decompositions=decompositions()
     )
-    result: Callable[..., Any] = backend(keep_attention_whole(module), inputs)
+    result: Callable[..., Any] = backend(keep_whole(module), inputs)
     return result
 
 
-def static_weights(lowered: GraphModule, inputs: Sequence[Any]) -> dict[int, torch.Tensor]:
-    """The parameters and buffers behind the graph's static placeholders, where they may be baked into an engine."""
+def static_weights(lowered: GraphModule, inputs: Sequence[Any], static: Collection[int]) -> dict[int, torch.Tensor]:
+    """The parameters and buffers behind the graph's static placeholders, where they may be baked into an engine.
+
+    `static` are those that Dynamo marks; AOTAutograd's own list is empty where a Python float became an input.
+    """
     metadata = TracingContext.get().fw_metadata
     placeholders = [node for node in lowered.graph.nodes if node.op == "placeholder"]
     if metadata is None or len(placeholders) != len(inputs):
@@ -70,7 +75,7 @@ def static_weights(lowered: GraphModule, inputs: Sequence[Any]) -> dict[int, tor
         log.debug("%d placeholders for %d inputs: no weight is baked", len(placeholders), len(inputs))
         return {}
     weights = {}
-    for position in metadata.static_input_indices:
+    for position in sorted({*metadata.static_input_indices, *static}):
         real, fake = inputs[position], placeholders[position].meta.get("val")
         if position < len(metadata.input_info) and metadata.input_info[position].mutates_data:
             continue

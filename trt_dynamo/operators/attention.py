@@ -1,4 +1,4 @@
-"""Keeps `scaled_dot_product_attention` whole through AOTAutograd, which would pick a device's kernel for it.
+"""An op for `scaled_dot_product_attention`, for which AOTAutograd would pick a device's kernel.
 
 The op `trt_dynamo::scaled_dot_product_attention` is torch's function under a name of ours: the same arguments, results and
 strides on every device, and one node for the converter instead of five kernels' different ones.
@@ -6,9 +6,10 @@ strides on every device, and one node for the converter instead of five kernels'
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
-from torch.fx import GraphModule
 
 
 @torch.library.custom_op("trt_dynamo::scaled_dot_product_attention", mutates_args=())
@@ -46,19 +47,7 @@ def fake(
     )
 
 
-def keep_attention_whole(module: GraphModule) -> GraphModule:
-    """A copy of Dynamo's graph in which attention is the op above; the graph itself where gradients or autocast meddle."""
-    if torch.is_autocast_enabled("cpu") or torch.is_autocast_enabled("cuda"):
-        return module
-    targets = [node.target for node in module.graph.nodes if node.op == "call_function"]
-    meddles = (torch.amp.autocast_mode._enter_autocast, torch._C._set_grad_enabled)
-    if F.scaled_dot_product_attention not in targets or any(target in meddles for target in targets):
-        return module
-    graph = torch.fx.Graph()
-    graph.output(graph.graph_copy(module.graph, {}))
-    for node in graph.nodes:
-        if node.op == "call_function" and node.target is F.scaled_dot_product_attention and not node.kwargs.get("dropout_p"):
-            node.target = torch.ops.trt_dynamo.scaled_dot_product_attention.default
-    copy = GraphModule(module, graph)
-    copy.meta = module.meta
-    return copy
+def attend(*args: Any, dropout_p: float = 0.0, **kwargs: Any) -> Any:
+    """Stands for torch's function, where there is no dropout."""
+    dropout = args[4] if len(args) > 4 else dropout_p
+    return NotImplemented if dropout else scaled_dot_product_attention(*args, **kwargs)

@@ -1,0 +1,1 @@
+"""Ops of ours in torch's dispatcher: torch functions under another name, so that AOTAutograd leaves them whole."""
