@@ -30,7 +30,7 @@ CALLS = ("open", "fsync", "rename", "mkdir", "rmdir", "unlink", "utime", "fchmod
 def start(function: str, *arguments: Any) -> subprocess.Popen[str]:
     """Runs a function of this file in a new interpreter; it prints its result."""
     code = f"import sys, test_cache_processes as t; t.{function}(*sys.argv[1:])"
-    path = os.pathsep.join([str(TESTS.parent), str(TESTS)])
+    path = os.pathsep.join([str(TESTS.parent), str(TESTS), os.environ.get("PYTHONPATH", "")])
     command = [sys.executable, "-c", code, *map(str, arguments)]
     return subprocess.Popen(command, env={**os.environ, "PYTHONPATH": path}, stdout=subprocess.PIPE, text=True)
 
@@ -76,7 +76,7 @@ def test_two_processes_that_want_one_engine_build_it_once(tmp_path: Path) -> Non
 
 def test_a_killed_builder_is_not_waited_for(tmp_path: Path) -> None:
     (tmp_path / "go").touch()
-    run = start("want", tmp_path, 1, 600)
+    run = start("want", tmp_path, 1, 100)
     wait_for(tmp_path / "built 1")
     run.kill()
     run.communicate()
