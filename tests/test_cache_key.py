@@ -532,6 +532,21 @@ class TestDigest:
             inside = digest(tensor)
         assert inside == digest(tensor)
 
+    @pytest.mark.cuda
+    def test_the_device_does_not_count(self) -> None:
+        tensor = torch.randn(1000, 600)
+        for dtype in (torch.float32, torch.bfloat16, torch.float8_e4m3fn, torch.bool, torch.int64):
+            host = tensor.to(dtype)
+            device = host.cuda()
+            assert digest(device) == digest(host)
+            assert digest(device[::3, 1:].t()) == digest(host[::3, 1:].t())
+        with torch.cuda.stream(torch.cuda.Stream()):
+            torch.cuda._sleep(10**8)
+            late = tensor.cuda() * 2
+            with FakeTensorMode():
+                inside = digest(late)
+        assert inside == digest(tensor * 2)
+
     def test_what_has_no_bytes_is_refused(self) -> None:
         emptied = torch.randn(4)
         emptied.untyped_storage().resize_(0)
