@@ -166,7 +166,7 @@ class Pool:
 
     def counts(self, x: Tensor, before: list[int], after: list[int]) -> Tensor:
         """How many elements of each window count: the input's, or the input's and the padding's."""
-        inside = torch.ones((1, 1, *x.shape[2:]), device=x.device)
+        inside = torch.ones((1, 1, *x.shape[2:]), dtype=torch.float32, device=x.device)
         if self.excludes_padding:
             return self.sums(padded(inside, before, after)).round().clamp(min=1)
         post = after if self.place.mode.startswith("SAME") else self.place.post

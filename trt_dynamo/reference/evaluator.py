@@ -8,7 +8,8 @@ and rounded to each layer's output dtype.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+import contextlib
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -68,11 +69,12 @@ class Evaluator:
         device = self.check(inputs)
         frame = Frame(self.constants_on(device), device, self.moved.setdefault(device, {}))
         frame.update(inputs)
-        for step, unused in zip(self.plan, self.unused, strict=True):
-            step.execute(frame)
-            if not intermediates:
-                for name in unused:
-                    frame.pop(name, None)
+        with plain_arithmetic():
+            for step, unused in zip(self.plan, self.unused, strict=True):
+                step.execute(frame)
+                if not intermediates:
+                    for name in unused:
+                        frame.pop(name, None)
         names = [*frame] if intermediates else []
         found = {name: frame[name].to(device) for name in [*names, *self.outputs]}
         # What is a constant, or a view of one, is copied, so that nobody can write into the constants.
@@ -115,14 +117,15 @@ class Evaluator:
         given = {name: value if self.inputs[name].shape_tensor else value.to(meta) for name, value in inputs.items()}
         frame = Frame(self.constants_on(meta), meta, self.moved.setdefault(meta, {}))
         frame.update(given)
-        for step in self.plan:
-            try:
-                step.execute(frame)
-            except DataDependent:
-                # Unknown, unless TensorRT knows the shape whatever the values.
-                for name, shape, dtype in zip(step.outputs, step.shapes, step.dtypes, strict=True):
-                    if -1 not in shape:
-                        frame[name] = torch.empty(shape, dtype=dtype, device=meta)
+        with plain_arithmetic():
+            for step in self.plan:
+                try:
+                    step.execute(frame)
+                except DataDependent:
+                    # Unknown, unless TensorRT knows the shape whatever the values.
+                    for name, shape, dtype in zip(step.outputs, step.shapes, step.dtypes, strict=True):
+                        if -1 not in shape:
+                            frame[name] = torch.empty(shape, dtype=dtype, device=meta)
         return {
             name: tuple(frame[name].shape) if frame.knows(name) else found.shape for name, found in self.outputs.items()
         }
@@ -133,6 +136,17 @@ class Evaluator:
                 name: value if stays_on_host(value) else value.to(device) for name, value in self.constants[CPU].items()
             }
         return self.constants[device]
+
+
+@contextlib.contextmanager
+def plain_arithmetic() -> Iterator[None]:
+    """Without gradients, and without the caller's autocast, which would change what is computed."""
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(torch.no_grad())
+        for kind in ("cpu", "cuda"):
+            if torch.is_autocast_enabled(kind):
+                stack.enter_context(torch.autocast(kind, enabled=False))
+        yield
 
 
 def address_of(value: Tensor) -> int:

@@ -131,7 +131,7 @@ class Layer:
         if not isinstance(found, trt.Weights):
             return torch.from_numpy(found.copy()).reshape(-1)
         if found.size == 0:
-            return torch.empty(0, dtype=STORAGE[found.dtype.name])
+            return torch.empty(0, dtype=STORAGE[found.dtype.name], device="cpu")
         return self.given(found.dtype.name, found.size, *(names or (f"{self.name}.{role}",)))
 
     def given(self, dtype: str, size: int, *names: str) -> Tensor:

@@ -85,7 +85,8 @@ def sliced(x: Tensor, axis: int, start: int, length: int, stride: int, mode: str
         return x.narrow(axis, start, last - start + 1)[(slice(None),) * axis + (slice(None, None, stride),)]
     if stride == 0 and 0 <= start < size:
         return x.narrow(axis, start, 1).expand([length if i == axis else dim for i, dim in enumerate(x.shape)])
-    index = start + stride * torch.arange(length)  # on the host: what it says decides, also where `x` is on meta
+    # on the host, because what it says decides, also where `x` is on meta
+    index = start + stride * torch.arange(length, device="cpu")
     return picked(x, axis, index, mode, fill)
 
 
@@ -149,7 +150,7 @@ def unsqueeze(layer: Layer) -> Run:
 @evaluates("SHAPE", exact=True)
 def shape(layer: Layer) -> Run:
     dtype = layer.dtype
-    return lambda x: torch.tensor(x.shape, dtype=dtype)
+    return lambda x: torch.tensor(x.shape, dtype=dtype, device="cpu")
 
 
 @evaluates("REVERSE_SEQUENCE", exact=True)
@@ -190,9 +191,9 @@ def fill(layer: Layer) -> Run:
         b = [beta] if second is None else second.reshape(-1).tolist()
         place = CPU if math.prod(size) <= HOST_ELEMENTS and not dtype.is_floating_point else device
         if kind == "RANDOM_UNIFORM":
-            return (torch.rand(size, device=place) * (b[0] - a) + a).to(dtype)
+            return (torch.rand(size, dtype=torch.float32, device=place) * (b[0] - a) + a).to(dtype)
         if kind == "RANDOM_NORMAL":
-            return (torch.randn(size, device=place) * b[0] + a).to(dtype)
+            return (torch.randn(size, dtype=torch.float32, device=place) * b[0] + a).to(dtype)
         return linspace(size, a, b, dtype, place)
 
     return run
