@@ -51,7 +51,10 @@ def observe(tensors: Sequence[torch.Tensor]) -> Observed:
 
 
 class WeightSet:
-    """The tensors that engines were built from. Holds them weakly: when one dies, the set is `dead`, and says so."""
+    """The tensors that engines were built from; when the memory of one is freed, the set is `dead`, and says so.
+
+    It holds their storages weakly, not the tensors: `torch.utils.swap_tensors` refuses tensors that have weak references.
+    """
 
     def __init__(
         self,
@@ -63,7 +66,7 @@ class WeightSet:
         self.digest = digest
         self.dead = False
         self.on_death = on_death
-        self.references = [weakref.ref(t, self.mark_dead) for t in tensors]
+        self.references = [weakref.ref(t.untyped_storage(), self.mark_dead) for t in tensors]
         self.seen = observe(tensors)
         self.digests = [digest(t) for t in tensors]
 
@@ -97,5 +100,5 @@ class WeightSet:
 
 
 def identity(tensors: Sequence[torch.Tensor]) -> tuple[int, ...]:
-    """The key of a set: valid as long as the set's tensors live."""
+    """The key of a set, as long as the set is not dead; another tensor at the same place has other memory."""
     return tuple(map(id, tensors))

@@ -28,18 +28,11 @@ def drop_noops(graph: Graph) -> None:
 
 
 def sizes_from_inputs(graph: Graph) -> None:
-    """Computes every symbolic size from the graph's own size arguments, so that no engine must give out a tensor for its shape."""
-    symbols: dict[sympy.Symbol, Node] = {}
-    last = None
-    for node in graph.nodes:
-        if node.op != "placeholder":
-            break
-        last = node
-        value = node.meta.get("val")
-        if isinstance(value, torch.SymInt) and isinstance(dim_of(value), sympy.Symbol):
-            symbols[value.node.expr] = node
+    """Computes every symbolic size from the graph's own arguments, so that no engine must give out a tensor for its shape."""
+    sizes = [n for n in graph.nodes if n.op == "call_function" and isinstance(n.meta.get("val"), torch.SymInt)]
+    symbols, last = size_arguments(graph)
     made: dict[sympy.Expr, Node] = {}
-    for node in [n for n in graph.nodes if n.op == "call_function" and isinstance(n.meta.get("val"), torch.SymInt)]:
+    for node in sizes:
         expression = node.meta["val"].node.expr
         if not expression.is_number and not expression.free_symbols <= symbols.keys():
             continue
@@ -48,6 +41,26 @@ def sizes_from_inputs(graph: Graph) -> None:
             last = made[expression] if expression not in symbols else last
         node.replace_all_uses_with(made.get(expression, int(expression) if expression.is_number else None))  # type: ignore[arg-type]
         graph.erase_node(node)
+
+
+def size_arguments(graph: Graph) -> tuple[dict[sympy.Symbol, Node], Node | None]:
+    """For each symbol the argument that gives it, or the size of one, and the last node of all these."""
+    placeholders = [node for node in graph.nodes if node.op == "placeholder"]
+    symbols: dict[sympy.Symbol, Node] = {}
+    for node in placeholders:
+        value = node.meta.get("val")
+        if isinstance(value, torch.SymInt) and isinstance(dim_of(value), sympy.Symbol):
+            symbols[value.node.expr] = node
+    last = placeholders[-1] if placeholders else None
+    for node in placeholders:
+        value = node.meta.get("val")
+        for axis, size in enumerate(value.shape if isinstance(value, torch.Tensor) else ()):
+            symbol = dim_of(size)
+            if isinstance(symbol, sympy.Symbol) and symbol not in symbols:
+                with graph.inserting_after(last):
+                    last = symbols[symbol] = graph.call_function(aten.sym_size.int, (node, axis))
+                last.meta["val"] = size
+    return symbols, last
 
 
 def size_node(graph: Graph, after: Node | None, expression: sympy.Expr, symbols: dict[sympy.Symbol, Node], like: Node) -> Node:

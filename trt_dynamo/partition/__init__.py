@@ -170,10 +170,9 @@ def levels(graph: Graph, verdicts: Mapping[Node, Verdict], rejected: Collection[
     groups: dict[int, list[Node]] = {}
     for node, sources in sources_of(graph).items():
         inside = node in verdicts and verdicts[node].ok and node not in rejected
-        here = 0
-        for source in sources:
-            leaves = not inside and source in verdicts and verdicts[source].ok and source not in rejected
-            here = max(here, level[source] + leaves)
+        here = max((level[source] for source in sources), default=0)
+        # Engines are at odd levels, all else at even ones: what comes first, inputs and sizes, splits nothing.
+        here += (here % 2 == 1) != inside
         level[node] = here
         if inside:
             groups.setdefault(here, []).append(node)

@@ -88,14 +88,31 @@ def judge(module: GraphModule, weights: Collection[Node], *, eager_ops: Sequence
     verdicts: dict[Node, Verdict] = {}
     with tensorrt_log.collected():
         dry_run = DryRun(module, weights)
+        scalars = host_scalars(module, weights)
         for node in module.graph.nodes:
-            if node.op != "call_function" or not makes_tensors(node):
+            if node.op != "call_function" or not makes_tensors(node) or node in scalars:
                 continue
             if chosen_eager(node, eager_ops):
                 verdicts[node] = Verdict(node.name, str(node.target), False, "the setting eager_ops", source_line(node))
             else:
                 verdicts[node] = dry_run.verdict(node, strict=strict)
     return verdicts
+
+
+def host_scalars(module: GraphModule, weights: Collection[Node]) -> set[Node]:
+    """Nodes that compute with Python floats, which Dynamo hands over as 0-D float64 tensors on the CPU; the host does it for free."""
+    found: set[Node] = set()
+    for node in module.graph.nodes:
+        value = node.meta.get("val")
+        if not isinstance(value, torch.Tensor) or value.ndim or value.device.type != "cpu" or node in weights:
+            continue
+        sources = [n for n in node.all_input_nodes if isinstance(n.meta.get("val"), torch.Tensor)]
+        if node.op == "placeholder" or not sources:
+            if value.dtype is torch.float64 and node.op != "get_attr":
+                found.add(node)
+        elif all(source in found for source in sources):
+            found.add(node)
+    return found
 
 
 def makes_tensors(node: Node) -> bool:

@@ -61,6 +61,7 @@ class SegmentModule(torch.nn.Module):
         self.lock = threading.RLock()
         self.served: dict[tuple[int, ...], Served] = {}
         self.shared: Engine | None = None  # takes the weights as inputs, for more sets than get engines of their own
+        self.moved: set[tuple[int, ...]] = set()  # sets whose memory was freed
         self.broken: str | None = None
 
     def forward(self, *args: Any) -> tuple[torch.Tensor, ...]:
@@ -100,15 +101,18 @@ class SegmentModule(torch.nn.Module):
         key = identity(tensors)
         served = self.served.get(key)
         if served is None or served.weights.dead:
-            for dead in [k for k, s in self.served.items() if s.weights.dead]:
-                del self.served[dead]
             if len(self.served) >= max(self.max_weight_sets, 1):
                 return self.serve_shared()
-            forget = functools.partial(self.served.pop, key, None)  # the engine goes when the model goes
-            return self.build(key, WeightSet(tensors, self.digest, forget), tensors, why)
+            weights = WeightSet(tensors, self.digest, functools.partial(self.forget, key))
+            if key not in self.moved:
+                return self.build(key, weights, tensors, why)
+            # The same parameters with new memory (`p.data = ...`): a change like any other.
+            self.moved.discard(key)
+            served = self.served[key] = Served(weights, None)
+            self.note_change()
         if not served.weights.is_unchanged(tensors) and served.weights.refresh(tensors):
             if served.engine is not None:
-                log.info("%s: its weights changed; eager serves until they rest for %d calls", self.name, self.rebuild_after)
+                self.note_change()
             served.engine, served.calm = None, 0
         if served.engine is not None:
             return served.engine, ""
@@ -117,6 +121,16 @@ class SegmentModule(torch.nn.Module):
             return None, "the weights changed"
         count("rebuilds", "the weights changed")
         return self.build(key, served.weights, tensors, "the weights changed")
+
+    def note_change(self) -> None:
+        log.info("%s: its weights changed; eager serves until they rest for %d calls", self.name, self.rebuild_after)
+
+    def forget(self, key: tuple[int, ...]) -> None:
+        """Lets go of the engine of weights whose memory is gone, perhaps with their model."""
+        if self.served.pop(key, None) is not None:
+            if len(self.moved) > 100:
+                self.moved.clear()
+            self.moved.add(key)
 
     def serve_shared(self) -> tuple[Engine | None, str]:
         if self.shared is None:
