@@ -104,6 +104,9 @@ def make_engine(
         Unsupported, ConversionError, BuildError, EngineError: as their docstrings say.
     """
     baked = dict(zip(segment.weights, weights, strict=True)) if weights is not None else {}
+    if settings.runtime == "reference":
+        # A plan has copies of its weights; the stand-in's network would read the model's own memory, and hide a stale weight.
+        baked = {name: tensor.detach().clone() for name, tensor in baked.items()}
     ranges = ranges_of(n.meta["val"] for n in segment.module.graph.nodes if n.op == "placeholder")
     converted = functools.cache(lambda: convert(segment.module, baked))
     key = segment_key(
