@@ -419,15 +419,15 @@ def test_settings_platform_converters_and_weights_count() -> None:
 
 def test_which_gpu_does_not_count_but_how_many_do() -> None:
     def key(*devices: str) -> str:
-        graph = captured(lambda x, y: x + y, torch.randn(3), torch.randn(3))
-        with FakeTensorMode():
-            values = [torch.empty(3, device=device) for device in devices]
-        for node, value in zip(graph.graph.nodes, values, strict=False):
-            node.meta["val"] = value
-        return key_of(graph)
+        made = fx.Graph()
+        for device in devices:
+            made.call_function(aten.zeros.default, ([3],), {"device": torch.device(device)})
+        return key_of(fx.GraphModule(torch.nn.Module(), made))
 
     assert key("cuda:0", "cuda:0") == key("cuda:3", "cuda:3")
-    assert len({key("cuda:0", "cuda:0"), key("cuda:0", "cuda:1"), key("cpu", "cuda:0"), key("cpu", "cpu")}) == 4
+    assert key("cuda:0", "cuda:1") == key("cuda:1", "cuda:0")
+    others = [("cuda:0", "cuda:0"), ("cuda:0", "cuda:1"), ("cuda:0", "cuda"), ("cpu", "cuda:0"), ("cpu", "cpu")]
+    assert len({key(*devices) for devices in others}) == len(others)
 
 
 def test_constants_and_nested_graphs_count_by_content() -> None:

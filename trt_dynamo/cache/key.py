@@ -214,8 +214,8 @@ class Encoder:
         return frame("target", text(describe(value)))
 
     def device(self, device: torch.device) -> bytes:
-        """The kind of device, and which of those in this graph; None for "the current one" is one of its own."""
-        number = self.devices.setdefault(device, len(self.devices))
+        """The kind of device, and which of those in this graph (not in this machine), or the current one."""
+        number = "current" if device.index is None else self.devices.setdefault(device, len(self.devices))
         return frame("device", text(device.type), str(number).encode())
 
     def symbolic(self, value: torch.SymInt | torch.SymFloat | torch.SymBool) -> bytes:
