@@ -5,8 +5,11 @@ from __future__ import annotations
 from trt_dynamo.aten_converters import (  # noqa: F401  the converters register themselves
     activations,
     attention,
+    comparison,
     convolution,
     creation,
+    division,
+    functions,
     indexing,
     matmul,
     normalization,
@@ -14,6 +17,8 @@ from trt_dynamo.aten_converters import (  # noqa: F401  the converters register 
     pooling,
     reduction,
     resampling,
+    scatter,
+    scan,
     sorting,
     views,
 )

@@ -48,3 +48,13 @@ def arange(
     if len(numbers) == 3 and is_static(shape) and int(shape[0]) <= LARGEST_CONSTANT:
         return net.constant(torch.arange(*numbers, dtype=result))
     return net.cast(net.linspace(shape, start, [step], torch.float32 if result.is_floating_point else torch.int64), result)
+
+
+@converter(aten.tril_indices.default)
+def tril_indices(net: Network, rows: int, columns: int, offset: int = 0, *, dtype: torch.dtype | None = None) -> Tensor:
+    return net.constant(torch.tril_indices(rows, columns, offset, dtype=net.result_dtype()))
+
+
+@converter(aten.triu_indices.default)
+def triu_indices(net: Network, rows: int, columns: int, offset: int = 0, *, dtype: torch.dtype | None = None) -> Tensor:
+    return net.constant(torch.triu_indices(rows, columns, offset, dtype=net.result_dtype()))

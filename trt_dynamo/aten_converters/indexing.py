@@ -11,6 +11,7 @@ import torch
 
 from trt_dynamo.aten_converters.network import Network, Tensor
 from trt_dynamo.aten_converters.registry import converter
+from trt_dynamo.aten_converters.scatter import add_rows
 from trt_dynamo.aten_converters.shapes import product
 from trt_dynamo.errors import Unsupported
 from trt_dynamo.profiles import Dim
@@ -121,20 +122,15 @@ def index_put(net: Network, x: Tensor, indices: Sequence[Tensor | None], values:
     masks = [place for place in indices if place is not None and place.dtype is torch.bool]
     if masks:
         return masked_put(net, x, indices, values, accumulate)
-    if accumulate:
-        raise Unsupported("adding at indices: TensorRT's scatter has no sum")
     front, order, rows = indexed_first(net, x, indices)
-    depth = sum(place is not None for place in indices)
-    shape = (*rows.shape[:-1], *front.shape[depth:])
-    if 0 in shape:
+    depth, taken, shape = int(rows.shape[-1]), rows.ndim - 1, (*rows.shape[:-1], *front.shape[int(rows.shape[-1]) :])
+    if 0 in shape or 0 in x.shape:
         return x
     # `values` lie as the result of reading would; side by side, the indices' dims stand at their own place in it.
-    axes = [axis for axis, place in enumerate(indices) if place is not None]
-    if axes == list(range(axes[0], axes[-1] + 1)) and axes[0] > 0:
-        taken, before = rows.ndim - 1, axes[0]
-        read = [*shape[taken : taken + before], *shape[:taken], *shape[taken + before :]]
-        values = net.permute(net.expand(values, read), [*range(before, before + taken), *range(before), *range(before + taken, len(read))])
-    written = net.scatter_nd(front, rows, net.expand(values, shape))
+    before = order[0] if order[:depth] == list(range(order[0], order[0] + depth)) else 0
+    read = [*shape[taken : taken + before], *shape[:taken], *shape[taken + before :]]
+    values = net.permute(net.expand(values, read), [*range(before, before + taken), *range(before), *range(before + taken, len(read))])
+    written = add_rows(net, front, rows, values) if accumulate else net.scatter_nd(front, rows, values)
     return net.permute(written, [order.index(axis) for axis in range(x.ndim)])
 
 

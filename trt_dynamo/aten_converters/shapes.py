@@ -78,10 +78,17 @@ class ShapeArithmetic:
         self.shapes: dict[str, trt.ITensor] = {}
 
     def declare(self, dim: Dim, tensor: Callable[[], trt.ITensor], axis: int) -> None:
-        """Says that `dim` can be read off the tensor's shape; also what a linear dim such as `2*s0 + 1` says about `s0`."""
-        if isinstance(dim, int):
-            return
-        read = lambda: self.read(tensor(), axis)  # noqa: E731
+        """Says that `dim` can be read off the tensor's shape."""
+        if not isinstance(dim, int):
+            self.learn(dim, lambda: self.read(tensor(), axis))
+
+    def declare_value(self, dim: Dim, read: Callable[[], trt.ITensor]) -> None:
+        """Says that `read` gives `dim` as a one-element int64 tensor, where nothing in the network tells it."""
+        if not self.known(dim):
+            self.learn(dim, read)
+
+    def learn(self, dim: sympy.Expr, read: Callable[[], trt.ITensor]) -> None:
+        """Remembers where `dim` comes from; also what a linear one such as `2*s0 + 1` says about `s0`."""
         self.sources.setdefault(dim, read)
         symbols = dim.free_symbols
         if len(symbols) != 1 or dim.is_Symbol:
@@ -91,11 +98,6 @@ class ShapeArithmetic:
         if slope.is_Integer and rest.is_Integer and slope > 0 and sympy.expand(slope * symbol + rest - dim) == 0:
             solved = lambda: self.binary("FLOOR_DIV", self.binary("SUB", read(), self.constant(int(rest))), self.constant(int(slope)))  # noqa: E731
             self.sources.setdefault(symbol, solved)
-
-    def declare_value(self, dim: Dim, read: Callable[[], trt.ITensor]) -> None:
-        """Says that `read` gives `dim` as a one-element int64 tensor, where nothing in the network tells it."""
-        if not self.known(dim):
-            self.sources[dim] = read
 
     def known(self, dim: Dim) -> bool:
         """Whether the size can be computed here; a network input is needed where it cannot."""

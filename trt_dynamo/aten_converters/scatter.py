@@ -1,0 +1,125 @@
+"""Writes that combine what falls on one place. TensorRT's scatter has no sum: a table says which write goes where, and a
+reduction over it combines them, each exactly once and in no order that matters more than torch's own.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import torch
+
+from trt_dynamo.aten_converters.network import Network, Tensor
+from trt_dynamo.aten_converters.registry import converter
+from trt_dynamo.aten_converters.shapes import product
+from trt_dynamo.errors import Unsupported
+from trt_dynamo.profiles import Dim
+
+aten = torch.ops.aten
+
+# So many entries of the table at most: one for each write and each place.
+LARGEST_TABLE = 2**26
+
+# Reduction: TensorRT's, its elementwise counterpart, and what changes nothing.
+REDUCE = {
+    "sum": ("SUM", "SUM", 0.0),
+    "add": ("SUM", "SUM", 0.0),
+    "mean": ("SUM", "SUM", 0.0),
+    "prod": ("PROD", "PROD", 1.0),
+    "multiply": ("PROD", "PROD", 1.0),
+    "amax": ("MAX", "MAX", -math.inf),
+    "amin": ("MIN", "MIN", math.inf),
+}
+
+
+def neutral(how: str, dtype: torch.dtype) -> float | int:
+    value = REDUCE[how][2]
+    if dtype.is_floating_point or math.isfinite(value):
+        return value if dtype.is_floating_point else int(value)
+    limits = torch.iinfo(dtype)
+    return limits.min if value < 0 else limits.max
+
+
+@converter(aten.scatter_add.default)
+def scatter_add(net: Network, x: Tensor, dim: int, index: Tensor, source: Tensor) -> Tensor:
+    return scatter_reduce(net, x, dim, index, source, "sum")
+
+
+@converter(aten.scatter.reduce, aten.scatter.value_reduce)
+def scatter_with(net: Network, x: Tensor, dim: int, index: Tensor, source: Tensor | float, *, reduce: str) -> Tensor:
+    if not isinstance(source, Tensor):
+        source = net.full(index.shape, source, x.dtype)
+    return scatter_reduce(net, x, dim, index, source, reduce)
+
+
+@converter(aten.scatter_reduce.two)
+def scatter_reduce(
+    net: Network, x: Tensor, dim: int, index: Tensor, source: Tensor, how: str, *, include_self: bool = True
+) -> Tensor:
+    if x.ndim == 0 or index.ndim == 0:
+        flat = [net.unsqueeze_to(t, 1) for t in (x, index, source)]
+        return net.reshape(scatter_reduce(net, flat[0], 0, flat[1], flat[2], how, include_self=include_self), x.shape)
+    if x.dtype is torch.bool:
+        raise Unsupported("a combining scatter of bool")
+    if product(index.shape) == 0 or product(x.shape) == 0:
+        return x
+    axis = dim % x.ndim
+    index, source = cover(net, x, index, source, axis)
+    writes = index.shape[axis]
+    if net.most(product(x.shape)) * net.most(writes) > LARGEST_TABLE:
+        raise Unsupported(f"a combining scatter of up to {net.most(writes)} elements to each row: the table would be too large")
+    # The table has the places at `axis` and the writes behind it.
+    places = net.linspace([x.shape[axis] if i == axis else 1 for i in range(x.ndim + 1)], 0, [int(i == axis) for i in range(x.ndim + 1)])
+    hits = net.elementwise("EQUAL", net.unsqueeze(index, [axis]), places)
+    return combine(net, x, hits, net.unsqueeze(source, [axis]), axis + 1, how, include_self)
+
+
+def cover(net: Network, x: Tensor, index: Tensor, source: Tensor, axis: int) -> tuple[Tensor, Tensor]:
+    """Index and source brought to the size of `x` in the other dims; what is added writes nowhere."""
+    source = net.slice(source, [0] * x.ndim, index.shape, [1] * x.ndim)
+    shape = [n if i == axis else d for i, (d, n) in enumerate(zip(x.shape, index.shape, strict=True))]
+    start, stride = [0] * x.ndim, [1] * x.ndim
+    if tuple(shape) == index.shape:
+        return index, source
+    return net.slice(index, start, shape, stride, "FILL", net.scalar(-1, index.dtype)), net.slice(source, start, shape, stride, "FILL")
+
+
+def combine(net: Network, x: Tensor, hits: Tensor, source: Tensor, axis: int, how: str, include_self: bool) -> Tensor:
+    """`x` combined with what the table's hits bring to each place; `axis` is where the writes lie in it."""
+    reduction, elementwise, _ = REDUCE[how]
+    work = torch.float32 if x.dtype in (torch.float16, torch.bfloat16) else x.dtype
+    nothing = neutral(how, x.dtype)
+    brought = net.reduce(reduction, net.where(hits, net.cast(source, work), net.scalar(nothing, work)), [axis])
+    own = net.cast(x, work)
+    count = net.reduce("SUM", net.cast(hits, torch.int64), [axis])
+    touched = net.elementwise("GREATER", count, 0)
+    kept = own if include_self else net.where(touched, net.scalar(nothing, work), own)
+    result = net.elementwise(elementwise, kept, brought)
+    if how == "mean":
+        among = net.elementwise("MAX", net.elementwise("SUM", count, int(include_self)), 1)
+        result = net.elementwise("DIV" if x.is_float else "FLOOR_DIV", result, net.cast(among, work))
+    return net.cast(result, x.dtype)
+
+
+def add_rows(net: Network, x: Tensor, rows: Tensor, values: Tensor) -> Tensor:
+    """`x` with `values` added at rows of places, which go into its first dims; `values` has a dim for each of the rows' and the rest."""
+    depth = int(rows.shape[-1])
+    writes, places, rest = product(rows.shape[:-1]), product(x.shape[:depth]), product(x.shape[depth:])
+    table = writes * places * (1 if x.is_float else rest)
+    if net.most(table) > LARGEST_TABLE:
+        raise Unsupported(f"adding up to {net.most(writes)} elements at indices: the table would be too large")
+    flat = net.reshape(linear(net, rows, x.shape[:depth]), (1, writes))
+    hits = net.elementwise("EQUAL", flat, net.linspace((places, 1), 0, (1, 0)))
+    source, target = net.reshape(values, (writes, rest)), net.reshape(x, (places, rest))
+    if x.is_float:
+        brought = net.matmul(net.cast(hits, torch.float32), net.cast(source, torch.float32))
+        added = net.cast(net.elementwise("SUM", net.cast(target, torch.float32), brought), x.dtype)
+    else:
+        added = combine(net, target, net.unsqueeze(hits, [2]), net.unsqueeze(source, [0]), 1, "sum", True)
+    return net.reshape(added, x.shape)
+
+
+def linear(net: Network, rows: Tensor, sizes: Sequence[Dim]) -> Tensor:
+    """Rows of places as places in the flattened dims."""
+    pitch = [product(sizes[i + 1 :]) for i in range(len(sizes))]
+    return net.reduce("SUM", net.elementwise("PROD", rows, net.numbers(pitch)), [-1])
