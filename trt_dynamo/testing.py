@@ -11,8 +11,11 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
+from torch._ops import OpOverload
+from torch._dispatch.python import enable_python_dispatcher
 from torch._subclasses.fake_tensor import unset_fake_temporarily
-from torch.fx import GraphModule
+from torch._subclasses.functional_tensor import FunctionalTensorMode, dispatch_functionalize
+from torch.fx import GraphModule, Node
 from torch.fx.experimental.proxy_tensor import make_fx
 from torch.utils._pytree import tree_flatten
 
@@ -48,12 +51,18 @@ def trace(function: Callable[..., Any], args: Sequence[Any], *, dynamic: bool = 
         with KeepWhole():
             return tuple(tree_flatten(function(*inputs))[0])
 
-    functional = torch.func.functionalize(flat, remove="mutations")
+    module: Any = flat
     with torch.no_grad():
         mode = "symbolic" if dynamic else "fake"
-        traced = make_fx(functional, decompositions(), mode, _allow_non_fake_inputs=True)  # type: ignore[arg-type]
-        module = traced(*args)
+        while module is flat or any(mutates(node) for node in module.graph.nodes):
+            # A function that torch takes apart while it is traced may leave writes behind, for a second round.
+            functional = torch.func.functionalize(module, remove="mutations")
+            module = make_fx(functional, decompositions(), mode, _allow_non_fake_inputs=True)(*args)  # type: ignore[arg-type]
     return run_passes(module)
+
+
+def mutates(node: Node) -> bool:
+    return isinstance(node.target, OpOverload) and node.target._schema.is_mutable
 
 
 def check(
@@ -72,7 +81,7 @@ def check(
         Unsupported: with `whole`, some node has no place in TensorRT; the text has every reason.
         AssertionError: the results differ. ConversionError, BuildError: as their docstrings say.
     """
-    settings = settings or Settings(min_segment_nodes=1, strict=True)
+    settings = settings or Settings(min_segment_nodes=0, strict=True)
     with torch.no_grad():
         expected = tree_flatten(function(*copied(args)))[0]
     module = trace(function, copied(args), dynamic=dynamic)

@@ -7,6 +7,7 @@ once, because TensorRT creates a wrong layer happily and its setters fail withou
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -33,6 +34,11 @@ WRAP = {torch.uint8: (0, 256), torch.int8: (128, 256)}
 LOGICAL = {"SUM": "OR", "PROD": "AND", "MAX": "OR", "MIN": "AND"}
 
 
+# torch computes these with a Python number as float32, also where the tensor is of a half type.
+ARITHMETIC = frozenset({"SUM", "SUB", "PROD", "DIV", "POW"})
+HALVES = (torch.float16, torch.bfloat16)
+
+
 @dataclasses.dataclass(frozen=True, eq=False, slots=True)
 class Tensor:
     """A tensor of the network: `dtype` as torch sees it, `shape` as ints and expressions over the graph's symbols."""
@@ -53,6 +59,16 @@ class Tensor:
 
 
 Operand = Tensor | bool | int | float
+
+
+def holds(dtype: torch.dtype, x: Operand | sympy.Expr) -> bool:
+    """Whether a number keeps its value in the half type, up to rounding: 1e9 and 1e-8 do not; a tensor has its own type."""
+    if isinstance(x, sympy.Expr):
+        return False
+    if isinstance(x, Tensor):
+        return True
+    limits = torch.finfo(dtype)
+    return x == 0 or not math.isfinite(x) or limits.tiny <= abs(x) <= limits.max
 
 
 class Network(Arrangement):
@@ -206,6 +222,10 @@ class Network(Arrangement):
             raw = self.raw_out(self.raw.add_cast(raw, target))
         return self.wrap(Tensor(raw, dtype, x.shape), fits=x.dtype is torch.bool)
 
+    def wide(self, x: Any) -> Any:
+        """A tensor of a half type as float32, in which torch computes a formula's steps; all else as it is."""
+        return self.cast(x, torch.float32) if isinstance(x, Tensor) and x.dtype in HALVES else x
+
     def wrap(self, x: Tensor, *, fits: bool = False) -> Tensor:
         """Brings a small integer that is carried as int32 back into its range, modulo its width as torch does."""
         if x.dtype not in WRAP or fits:
@@ -242,11 +262,13 @@ class Network(Arrangement):
     def unary(self, op: str, x: Tensor, *, kind: Kind = Kind.DEFAULT) -> Tensor:
         """An `IUnaryLayer`. `op` is a name of `UnaryOperation`."""
         x = self.cast(x, self.promoted_dtype(x, kind=kind))
-        out = self.out(self.raw.add_unary(x.raw, getattr(trt.UnaryOperation, op)), shape=x.shape, dtype=x.dtype)
-        return self.wrap(out)
+        dtype = torch.bool if op in ("ISNAN", "ISINF", "NOT") else x.dtype
+        return self.wrap(self.out(self.raw.add_unary(x.raw, getattr(trt.UnaryOperation, op)), shape=x.shape, dtype=dtype))
 
     def elementwise(self, op: str, a: Operand | sympy.Expr, b: Operand | sympy.Expr, *, kind: Kind = Kind.DEFAULT) -> Tensor:
         """An `IElementWiseLayer` over promoted, broadcast operands. `op` is a name of `ElementWiseOperation`."""
+        if op in ARITHMETIC and (dtype := self.promoted_dtype(a, b, kind=kind)) in HALVES and not (holds(dtype, a) and holds(dtype, b)):
+            return self.cast(self.elementwise(op, self.wide(a), self.wide(b)), dtype)
         left, right = self.promote(a, b, kind=kind)
         dtype = left.dtype
         if dtype is torch.bool:
