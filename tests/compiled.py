@@ -12,7 +12,7 @@ from trt_dynamo.reports import report
 
 def compiled(model: Callable[..., Any], *, dynamic: bool | None = None, **options: Any) -> Callable[..., Any]:
     """`torch.compile(model, backend="tensorrt")` where everything that can go into an engine does."""
-    options = {"runtime": "reference", "min_segment_nodes": 1, **options}
+    options = {"runtime": "reference", "min_segment_nodes": 1, "rebuild": "sync", **options}
     return torch.compile(model, backend="tensorrt", dynamic=dynamic, options=options)
 
 

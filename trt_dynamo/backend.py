@@ -14,6 +14,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import sympy
 import torch
 from torch._dynamo.exc import RestartAnalysis, SkipFrame
 from torch._subclasses.fake_tensor import unset_fake_temporarily
@@ -26,7 +27,7 @@ from trt_dynamo.cache import Plan, digest, get_or_build, segment_key
 from trt_dynamo.errors import SettingsError, TrtDynamoError
 from trt_dynamo.lowering import Lowered, lower, needs_gradients
 from trt_dynamo.partition import Segment, partition
-from trt_dynamo.profiles import ranges_of
+from trt_dynamo.profiles import Range
 from trt_dynamo.registration import release_shared_name, warn_if_taken
 from trt_dynamo.reports import count, spend
 from trt_dynamo.runtime import SegmentModule
@@ -85,9 +86,7 @@ def segment_module(segment: Segment, device: torch.device, settings: Settings) -
         [names.index(name) for name in segment.weights],
         functools.partial(make_engine, segment, device, settings),
         digest,
-        max_weight_sets=settings.max_weight_sets,
-        rebuild_after=settings.rebuild_after,
-        strict=settings.strict,
+        settings,
     )
 
 
@@ -97,6 +96,7 @@ def make_engine(
     settings: Settings,
     weights: Sequence[torch.Tensor] | None,
     digests: Sequence[str],
+    ranges: Mapping[sympy.Symbol, Range],
 ) -> Engine:
     """The engine of a segment with these weights baked in, or taking them as inputs if None: cached, or converted and built.
 
@@ -107,7 +107,6 @@ def make_engine(
     if settings.runtime == "reference":
         # A plan has copies of its weights; the stand-in's network would read the model's own memory, and hide a stale weight.
         baked = {name: tensor.detach().clone() for name, tensor in baked.items()}
-    ranges = ranges_of(n.meta["val"] for n in segment.module.graph.nodes if n.op == "placeholder")
     converted = functools.cache(lambda: convert(segment.module, baked))
     key = segment_key(
         segment.module,

@@ -8,17 +8,18 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Iterable, Mapping
-from typing import Any
+from typing import Any, TypeAlias
 
 import sympy
 import torch
 from torch.utils._sympy.numbers import int_oo
 from torch.utils._sympy.value_ranges import ValueRanges, bound_sympy
 
-Dim = int | sympy.Expr
+Dim: TypeAlias = int | sympy.Expr
 
-# An open upper end is put at this many times the largest size seen, and at least at FLOOR.
-GROWTH = 4
+# An open upper end is put at this many times the largest size seen, and at least at FLOOR; a range that proves too
+# narrow grows by the same factor at least, so that n sizes cost O(log n) builds.
+GROWTH = 2
 FLOOR = 64
 LARGEST = 2**31 - 1
 
@@ -82,8 +83,6 @@ def range_of(symbol: sympy.Symbol, shape_env: Any) -> Range:
     upper = finite(known.upper, LARGEST)
     if upper >= LARGEST // 2:
         upper = max(GROWTH * seen, FLOOR)
-    # Dynamo starts every symbol at 2 because 0 and 1 have graphs of their own; an engine has no reason to refuse them.
-    lower = lower if lower > 2 else 0 if lower == 0 else 1
     return Range(lower, min(max(seen, lower), upper), max(upper, lower))
 
 
@@ -100,3 +99,29 @@ def dim_range(dim: Dim, ranges: Mapping[sympy.Symbol, Range]) -> Range:
     lower = max(0, finite(bounds.lower, 0))
     upper = max(finite(bounds.upper, max(opt, 1) * GROWTH), lower)
     return Range(lower, min(max(opt, lower), upper), upper)
+
+
+def sizes_of(values: Iterable[Any], args: Iterable[Any]) -> dict[sympy.Symbol, int]:
+    """The symbols' sizes in a call: `values` are the fake values of the graph's inputs, `args` what it was called with."""
+    sizes: dict[sympy.Symbol, int] = {}
+    for value, arg in zip(values, args, strict=True):
+        expected = value.shape if isinstance(value, torch.Tensor) else (value,)
+        found = arg.shape if isinstance(arg, torch.Tensor) else (arg,)
+        for size, number in zip(expected, found, strict=True):
+            dim = dim_of(size) if isinstance(size, torch.SymInt) else 0
+            if isinstance(dim, sympy.Symbol):
+                sizes.setdefault(dim, int(number))
+    return sizes
+
+
+def grown(ranges: Mapping[sympy.Symbol, Range], sizes: Mapping[sympy.Symbol, int]) -> dict[sympy.Symbol, Range]:
+    """The ranges, widened geometrically where a size lies outside; `opt` becomes the largest size seen."""
+    result = dict(ranges)
+    for symbol, size in sizes.items():
+        old = ranges.get(symbol)
+        if old is None or size in old:
+            continue
+        lower = old.min if size >= old.min else min(size, old.min // GROWTH)
+        upper = old.max if size <= old.max else max(size, old.max * GROWTH)
+        result[symbol] = Range(lower, max(old.opt, size), upper)
+    return result

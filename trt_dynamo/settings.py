@@ -29,6 +29,8 @@ PREFIX = "TRT_DYNAMO_"
 
 Runtime = Literal["auto", "tensorrt", "reference", "eager"]
 Flavor = Literal["auto", "tensorrt", "tensorrt_rtx"]
+Rebuild = Literal["background", "sync", "never"]
+Compile = Literal["sync", "background"]
 CacheMode = Literal["on", "readonly", "refresh", "off"]
 Progress = Literal["auto", "on", "off"]
 
@@ -107,6 +109,14 @@ class Settings:
     )
     rebuild_after: int = setting(
         8, "after a change of weights, how many calls with the same weights run in eager before the engine is rebuilt"
+    )
+    compile: Compile = setting(
+        "sync", "the first build: `sync` waits for it, `background` answers in eager until the engine is ready"
+    )
+    rebuild: Rebuild = setting(
+        "background",
+        "what follows when an engine no longer fits (a size outside its profile, changed weights): eager answers meanwhile "
+        "(`background`), the call waits (`sync`), or eager answers from then on (`never`)",
     )
     progress: Progress = setting("auto", "progress bars for long builds: `auto` shows them on a terminal only")
 

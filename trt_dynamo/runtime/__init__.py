@@ -1,164 +1,223 @@
 """A segment at run time: the engine where it fits the call, else the segment's own graph in eager.
 
-Comes in: a `Segment`'s graph and a function that makes an engine for given weights. Goes out: a module that answers every
-call that eager would answer, and counts why it did not use an engine.
+Comes in: a `Segment`'s graph and a function that makes an engine for given weights and ranges. Goes out: a module that
+answers every call that eager would answer, and counts why it did not use an engine.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import logging
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+import sympy
 import torch
 from torch.fx import GraphModule
 
 from trt_dynamo.errors import TrtDynamoError
+from trt_dynamo.profiles import Range, grown, ranges_of, sizes_of
 from trt_dynamo.reports import count
+from trt_dynamo.runtime.background import run_in_background, wait_for_builds
 from trt_dynamo.runtime.engine import Engine, OutsideProfile
+from trt_dynamo.settings import Settings
 from trt_dynamo.weights import WeightSet, identity
 
 log = logging.getLogger(__name__)
 
-MakeEngine = Callable[[Sequence[torch.Tensor] | None, Sequence[str]], Engine]
+Ranges = Mapping[sympy.Symbol, Range]
+
+# Makes an engine: the weights to bake in (None: they are inputs), the digests of their content, the ranges of sizes.
+MakeEngine = Callable[[Sequence[torch.Tensor] | None, Sequence[str], Ranges], Engine]
+
+WEIGHTS_CHANGED = "the weights changed"
+RANGE_GROWN = "a size outside the profile"
 
 
-class Served:
-    """A weight set and the engine that was built from it; none while its weights are in motion."""
+@dataclasses.dataclass(eq=False)
+class Slot:
+    """The place of one engine. `weights` are those baked into it, None where it takes them as inputs."""
 
-    def __init__(self, weights: WeightSet, engine: Engine | None) -> None:
-        self.weights = weights
-        self.engine = engine
-        self.calm = 0  # calls since the weights last changed
+    weights: WeightSet | None
+    engine: Engine | None = None
+    calm: int = 0  # calls since the weights last changed
+    building: bool = False
 
 
 class SegmentModule(torch.nn.Module):
-    """Runs one segment. `weights` are the positions of the arguments that are baked into its engines."""
+    """Runs one segment. `positions` are those of its arguments that are baked into engines."""
 
     def __init__(
         self,
         name: str,
         module: GraphModule,
-        weights: Sequence[int],
+        positions: Sequence[int],
         make_engine: MakeEngine,
         digest: Callable[[torch.Tensor], str],
-        *,
-        max_weight_sets: int,
-        rebuild_after: int,
-        strict: bool,
+        settings: Settings,
     ) -> None:
         super().__init__()
         self.name = name
         self.eager = module
-        self.positions = tuple(weights)
+        self.positions = tuple(positions)
         self.make_engine = make_engine
         self.digest = digest
-        self.max_weight_sets = max_weight_sets
-        self.rebuild_after = rebuild_after
-        self.strict = strict
+        self.settings = settings
+        self.values = [node.meta["val"] for node in module.graph.nodes if node.op == "placeholder"]
+        self.ranges: Ranges = ranges_of(self.values)
         self.lock = threading.RLock()
-        self.served: dict[tuple[int, ...], Served] = {}
-        self.shared: Engine | None = None  # takes the weights as inputs, for more sets than get engines of their own
+        self.slots: dict[tuple[int, ...], Slot] = {}
+        self.shared: Slot | None = None  # for more sets of weights than get engines of their own
         self.moved: set[tuple[int, ...]] = set()  # sets whose memory was freed
         self.broken: str | None = None
+        self.failure: TrtDynamoError | None = None  # of a build in the background, for `strict`
 
     def forward(self, *args: Any) -> tuple[torch.Tensor, ...]:
-        engine, reason = self.engine_for([args[i] for i in self.positions])
-        if engine is not None:
+        tensors = [args[i] for i in self.positions]
+        slot, reason = self.slot_for(tensors)
+        engine = slot.engine if slot is not None else None
+        while slot is not None and engine is not None:
             try:
                 results = engine(args)
             except OutsideProfile as error:
-                log.info("%s: %s; answered in eager", self.name, error)
                 reason = "outside the profile"
+                engine = self.widen(slot, tensors, args, error)
             except TrtDynamoError as error:
                 self.give_up(error)
-                reason = "the engine failed"
+                reason, engine = "the engine failed", None
             else:
                 count("engine_calls")
                 return results
         count("eager_calls", reason)
-        results = self.eager.forward(*args)
-        return tuple(results)
+        return tuple(self.eager.forward(*args))
 
     def prepare(self, tensors: Sequence[torch.Tensor]) -> None:
-        """Builds (or loads) the engine for the weights that the model has now."""
+        """Builds (or loads) the engine for the weights that the model has now, at once or in the background."""
         with self.lock:
-            self.serve(tensors, "first build")
+            self.serve(tensors, "first build", self.settings.compile == "background")
 
-    def engine_for(self, tensors: Sequence[torch.Tensor]) -> tuple[Engine | None, str]:
-        """The engine that holds exactly these weights, or why there is none."""
-        served = self.served.get(identity(tensors))
-        if served is not None and served.engine is not None and not served.weights.dead and served.weights.is_unchanged(tensors):
-            return served.engine, ""
+    # -- which engine fits the weights --------------------------------------------------------------------------------
+
+    def slot_for(self, tensors: Sequence[torch.Tensor]) -> tuple[Slot | None, str]:
+        """The slot for these weights, or why there is none. Its engine, if it has one, holds exactly these."""
+        slot = self.slots.get(identity(tensors))
+        if slot is not None and slot.engine is not None and slot.weights is not None and slot.weights.is_unchanged(tensors):
+            return slot, ""
         if self.broken is not None:
             return None, self.broken
+        if self.failure is not None:
+            raise self.failure
         with self.lock:
-            return self.serve(tensors, "another set of weights")
+            return self.serve(tensors, "another set of weights", self.settings.compile == "background")
 
-    def serve(self, tensors: Sequence[torch.Tensor], why: str) -> tuple[Engine | None, str]:
+    def serve(self, tensors: Sequence[torch.Tensor], why: str, background: bool) -> tuple[Slot | None, str]:
         key = identity(tensors)
-        served = self.served.get(key)
-        if served is None or served.weights.dead:
-            if len(self.served) >= max(self.max_weight_sets, 1):
-                return self.serve_shared()
-            weights = WeightSet(tensors, self.digest, functools.partial(self.forget, key))
+        slot = self.slots.get(key)
+        if slot is None:
+            if len(self.slots) >= max(self.settings.max_weight_sets, 1):
+                return self.serve_shared(tensors, background)
+            slot = self.slots[key] = Slot(WeightSet(tensors, self.digest, functools.partial(self.forget, key)))
             if key not in self.moved:
-                return self.build(key, weights, tensors, why)
+                return self.build(slot, tensors, why, background), "the engine is being built"
             # The same parameters with new memory (`p.data = ...`): a change like any other.
             self.moved.discard(key)
-            served = self.served[key] = Served(weights, None)
             self.note_change()
-        if not served.weights.is_unchanged(tensors) and served.weights.refresh(tensors):
-            if served.engine is not None:
+        assert slot.weights is not None
+        if not slot.weights.is_unchanged(tensors) and slot.weights.refresh(tensors):
+            if slot.engine is not None:
                 self.note_change()
-            served.engine, served.calm = None, 0
-        if served.engine is not None:
-            return served.engine, ""
-        served.calm += 1
-        if served.calm <= self.rebuild_after:
-            return None, "the weights changed"
-        count("rebuilds", "the weights changed")
-        return self.build(key, served.weights, tensors, "the weights changed")
+            slot.engine, slot.calm = None, 0
+        if slot.engine is not None or slot.building:
+            return slot, "the engine is being built"
+        slot.calm += 1
+        if slot.calm <= self.settings.rebuild_after or self.settings.rebuild == "never":
+            return None, WEIGHTS_CHANGED
+        count("rebuilds", WEIGHTS_CHANGED)
+        return self.build(slot, tensors, WEIGHTS_CHANGED, self.settings.rebuild == "background"), WEIGHTS_CHANGED
+
+    def serve_shared(self, tensors: Sequence[torch.Tensor], background: bool) -> tuple[Slot | None, str]:
+        if self.shared is None:
+            self.shared = Slot(None)
+            why = f"more than max_weight_sets={self.settings.max_weight_sets} sets of weights; this one takes them as inputs"
+            return self.build(self.shared, tensors, why, background), "the engine is being built"
+        return self.shared, "the engine is being built"
 
     def note_change(self) -> None:
-        log.info("%s: its weights changed; eager serves until they rest for %d calls", self.name, self.rebuild_after)
+        log.info("%s: its weights changed; eager serves until they rest for %d calls", self.name, self.settings.rebuild_after)
 
     def forget(self, key: tuple[int, ...]) -> None:
         """Lets go of the engine of weights whose memory is gone, perhaps with their model."""
-        if self.served.pop(key, None) is not None:
+        if self.slots.pop(key, None) is not None:
             if len(self.moved) > 100:
                 self.moved.clear()
             self.moved.add(key)
 
-    def serve_shared(self) -> tuple[Engine | None, str]:
-        if self.shared is None:
-            log.info("%s: more than %d sets of weights; one engine takes them as inputs", self.name, self.max_weight_sets)
-            try:
-                self.shared = self.make_engine(None, ())
-            except TrtDynamoError as error:
-                return None, self.give_up(error)
-        return self.shared, ""
+    # -- which engine fits the sizes ----------------------------------------------------------------------------------
 
-    def build(
-        self, key: tuple[int, ...], weights: WeightSet, tensors: Sequence[torch.Tensor], why: str
-    ) -> tuple[Engine | None, str]:
+    def widen(self, slot: Slot, tensors: Sequence[torch.Tensor], args: Sequence[Any], error: OutsideProfile) -> Engine | None:
+        """Asks for an engine that takes these sizes too; gives it back only where the settings let the call wait for it."""
+        if self.settings.rebuild == "never":
+            return None
+        with self.lock:
+            wider = grown(self.ranges, sizes_of(self.values, args))
+            if wider == self.ranges and not self.outdated(slot):
+                log.debug("%s: %s, and no range can grow", self.name, error)
+                return None
+            if wider != self.ranges:
+                log.info("%s: %s; the ranges grow", self.name, error)
+                self.ranges = wider
+            if slot.building:
+                return None
+            count("rebuilds", RANGE_GROWN)
+            built = self.build(slot, tensors, RANGE_GROWN, self.settings.rebuild == "background")
+            return built.engine if built is not None and self.settings.rebuild == "sync" else None
+
+    def outdated(self, slot: Slot) -> bool:
+        """Whether the slot's engine was built for narrower ranges than the segment has by now."""
+        return slot.engine is not None and slot.engine.built_for != self.ranges
+
+    # -- building -----------------------------------------------------------------------------------------------------
+
+    def build(self, slot: Slot, tensors: Sequence[torch.Tensor], why: str, background: bool) -> Slot | None:
+        """Fills the slot, now or later. None where nothing can be built, or not now."""
         log.info("%s: an engine is needed: %s", self.name, why)
-        try:
-            engine = self.make_engine(tensors, weights.digests)
-        except TrtDynamoError as error:
-            return None, self.give_up(error)
-        # A write during the build makes the engine stale: it shows at the next check, which compares with what was baked.
-        self.served[key] = Served(weights, engine)
-        return engine, ""
+        slot.building = True
+        if background:
+            run_in_background(functools.partial(self.fill, slot, list(tensors), in_background=True))
+            return slot
+        self.fill(slot, tensors, in_background=False)
+        return slot if slot.engine is not None else None
 
-    def give_up(self, error: TrtDynamoError) -> str:
-        """Eager from now on, said once; with `strict`, the error is the caller's."""
-        if self.strict:
+    def fill(self, slot: Slot, tensors: Sequence[torch.Tensor], *, in_background: bool) -> None:
+        """Builds the slot's engine for the weights and ranges of now, and puts it in if the weights are still those."""
+        weights, ranges = slot.weights, self.ranges
+        digests = list(weights.digests) if weights is not None else []
+        try:
+            engine = self.make_engine(None if weights is None else tensors, digests, ranges)
+        except TrtDynamoError as error:
+            with self.lock:
+                slot.building = False
+                self.give_up(error, in_background=in_background)
+            return
+        engine.built_for = ranges
+        with self.lock:
+            slot.building = False
+            # A write during the build shows at the next check, which compares with what was baked.
+            if weights is None or weights.digests == digests:
+                slot.engine = engine
+
+    def give_up(self, error: TrtDynamoError, *, in_background: bool = False) -> None:
+        """Eager from now on, said once; with `strict`, the error is the caller's, or the next caller's."""
+        if self.settings.strict and not in_background:
             raise error
+        if self.settings.strict:
+            self.failure = error
         log.warning("%s runs in eager from now on: %s", self.name, error)
         self.broken = f"{type(error).__name__}: {error}"
-        self.served.clear()
+        self.slots.clear()
         self.shared = None
-        return self.broken
+
+
+__all__ = ["Engine", "OutsideProfile", "SegmentModule", "wait_for_builds"]

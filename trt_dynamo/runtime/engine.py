@@ -77,6 +77,7 @@ class Engine:
             raise EngineError(f"the engine lacks the outputs {', '.join(missing)}: the cache entry does not fit it")
         self.ranges = {port.name: self.profile(port) for port in self.inputs}
         self.alignment = CUDA_ALIGNMENT if device.type == "cuda" else CPU_ALIGNMENT
+        self.built_for: Mapping[Any, Any] = {}  # the ranges of sizes
         self.idle: dict[int, list[Call]] = collections.defaultdict(list)  # by stream
         self.lock = threading.Lock()
         # Holds the place of an empty tensor, whose address would be null.
