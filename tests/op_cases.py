@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch.testing._internal.common_methods_invocations import op_db
 from torch.testing._internal.opinfo.core import OpInfo, SampleInput
-from torch.utils._pytree import tree_flatten, tree_unflatten
+from torch.utils._pytree import tree_flatten, tree_map, tree_unflatten
 
 from trt_dynamo.errors import BuildError, TrtDynamoError, Unsupported
 from trt_dynamo.testing import check
@@ -63,12 +63,15 @@ def as_function(op: OpInfo, sample: SampleInput) -> tuple[Callable[..., Any], li
         left = iter(given)
         filled = [next(left) if isinstance(leaf, torch.Tensor) else leaf for leaf in leaves]
         first, args, kwargs = tree_unflatten(filled, spec)
-        return op.op(first, *args, **kwargs)
+        # The result is copied: a view of an input is eager's to make.
+        return tree_map(lambda r: r.clone() if isinstance(r, torch.Tensor) else r, op.op(first, *args, **kwargs))
 
     return function, tensors
 
 
-def run(op: OpInfo, dtype: torch.dtype, sample: SampleInput, *, dynamic: bool, build: bool, seconds: int = 60) -> Outcome:
+def run(
+    op: OpInfo, dtype: torch.dtype, sample: SampleInput, *, dynamic: bool, build: bool, seconds: int = 60
+) -> Outcome:
     """One sample, through everything but a GPU."""
     function, tensors = as_function(op, sample)
     rtol, atol = TOLERANCES.get(dtype, (None, None))

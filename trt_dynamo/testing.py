@@ -104,7 +104,9 @@ def check(
         if isinstance(want, torch.Tensor):
             message = lambda text, p=position: f"result {p}: {text}"  # noqa: E731
             torch.testing.assert_close(got, want, rtol=rtol, atol=atol, equal_nan=True, msg=message)
-            assert got.stride() == want.stride() or got.numel() < 2 or not whole, f"strides {got.stride()}, eager {want.stride()}"
+            assert got.stride() == want.stride() or got.numel() < 2 or not whole, (
+                f"strides {got.stride()}, eager {want.stride()}"
+            )
         else:
             assert want == got, f"result {position}: {got}, eager {want}"
     return Checked(parts, tuple(networks), tuple(actual))
@@ -129,7 +131,10 @@ class EvaluatedSegment(torch.nn.Module):
             value = args[binding.position]
             feeds[binding.name] = torch.tensor(value) if binding.size else value.permute(binding.order).contiguous()
         found = self.evaluator(feeds)
-        return tuple(found[b.name].contiguous().permute([b.order.index(axis) for axis in range(len(b.order))]) for b in self.converted.outputs)
+        return tuple(
+            found[b.name].contiguous().permute([b.order.index(axis) for axis in range(len(b.order))])
+            for b in self.converted.outputs
+        )
 
 
 @contextlib.contextmanager

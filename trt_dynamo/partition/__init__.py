@@ -86,7 +86,11 @@ def aliasing_outputs(module: GraphModule) -> dict[Node, str]:
         shares = len(owners[storage_of(node)]) > 1
         odd = memory_order(node.meta["val"]) is None
         if shares or odd:
-            reason = "a view that shares memory with another result or input" if shares else "a result whose strides are not dense"
+            reason = (
+                "a view that shares memory with another result or input"
+                if shares
+                else "a result whose strides are not dense"
+            )
             keep_view_chain(node, kept, reason)
     return kept
 
@@ -94,11 +98,19 @@ def aliasing_outputs(module: GraphModule) -> dict[Node, str]:
 def keep_view_chain(node: Node, kept: dict[Node, str], reason: str) -> None:
     """The node and what it is a view of, up to the tensor that owns the memory, which an engine may make."""
     while node.op == "call_function":
-        bases = [n for n in node.all_input_nodes if isinstance(n.meta.get("val"), torch.Tensor) and storage_of(n) == storage_of(node)]
+        bases = [
+            n
+            for n in node.all_input_nodes
+            if isinstance(n.meta.get("val"), torch.Tensor) and storage_of(n) == storage_of(node)
+        ]
         if not bases and node.target is operator.getitem:
             kept[node] = reason
             (parent,) = node.all_input_nodes
-            bases = [n for n in parent.all_input_nodes if isinstance(n.meta.get("val"), torch.Tensor) and storage_of(n) == storage_of(node)]
+            bases = [
+                n
+                for n in parent.all_input_nodes
+                if isinstance(n.meta.get("val"), torch.Tensor) and storage_of(n) == storage_of(node)
+            ]
             if not bases:
                 del kept[node]
                 return
@@ -139,7 +151,7 @@ def group(graph: Graph, verdicts: Mapping[Node, Verdict], smallest: int) -> list
     rejected: set[Node] = set()
     while True:
         groups = levels(graph, verdicts, rejected)
-        small = [nodes for nodes in groups if sum(is_work(node) for node in nodes) < max(smallest, 1)]
+        small = [nodes for nodes in groups if sum(is_work(node) for node in nodes) < smallest]
         if not small:
             return groups
         for nodes in small:
@@ -179,13 +191,17 @@ def levels(graph: Graph, verdicts: Mapping[Node, Verdict], rejected: Collection[
     return [groups[key] for key in sorted(groups)]
 
 
-def split(module: GraphModule, groups: list[list[Node]], baked: Mapping[Node, str]) -> tuple[tuple[Segment, ...], GraphModule]:
+def split(
+    module: GraphModule, groups: list[list[Node]], baked: Mapping[Node, str]
+) -> tuple[tuple[Segment, ...], GraphModule]:
     """Makes a graph of each group, and the outer graph that calls them."""
     member = {node: index for index, nodes in enumerate(groups) for node in nodes}
     outer = Graph()
     copies: dict[Node, Node] = {}
     root = dict(module.named_parameters(remove_duplicate=False)) | dict(module.named_buffers(remove_duplicate=False))
-    root |= {str(n.target): operator.attrgetter(str(n.target))(module) for n in module.graph.nodes if n.op == "get_attr"}
+    root |= {
+        str(n.target): operator.attrgetter(str(n.target))(module) for n in module.graph.nodes if n.op == "get_attr"
+    }
     segments: list[Segment] = []
     for unit in ordered_units(module.graph, member, groups):
         if isinstance(unit, Node):
@@ -239,7 +255,11 @@ def make_segment(
     inside = set(nodes)
     graph = Graph()
     copies: dict[Node, Node] = {}
-    inputs = [n for n in dict.fromkeys(s for node in nodes for s in node.all_input_nodes) if n not in inside and n.op != "get_attr"]
+    inputs = [
+        n
+        for n in dict.fromkeys(s for node in nodes for s in node.all_input_nodes)
+        if n not in inside and n.op != "get_attr"
+    ]
     for node in inputs:
         copies[node] = graph.placeholder(node.name)
         copies[node].meta = {**node.meta, "weight_name": baked.get(node, node.name)}
@@ -248,7 +268,9 @@ def make_segment(
             if source not in copies and source.op == "get_attr":
                 copies[source] = graph.node_copy(source)
         copies[node] = graph.node_copy(node, lambda n: copies[n])
-    results = [n for n in nodes if isinstance(n.meta["val"], torch.Tensor) and any(user not in inside for user in n.users)]
+    results = [
+        n for n in nodes if isinstance(n.meta["val"], torch.Tensor) and any(user not in inside for user in n.users)
+    ]
     graph.output(tuple(copies[n] for n in results))
     weights = tuple(copies[n].name for n in inputs if n in baked)
     attributes = {str(n.target): root[str(n.target)] for n in graph.nodes if n.op == "get_attr"}
