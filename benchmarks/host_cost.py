@@ -66,7 +66,9 @@ def measure(name: str) -> None:
     tensors = sum(1 for _ in model.parameters()) + sum(1 for _ in model.buffers())
     idle = torch.compile(model, backend=aot_autograd(fw_compiler=nothing, inference_compiler=nothing))
     ours = torch.compile(
-        model, backend="tensorrt", options={"runtime": "reference", "cache": "off", "strict": True, "min_segment_nodes": 1}
+        model,
+        backend="tensorrt",
+        options={"runtime": "reference", "cache": "off", "strict": True, "min_segment_nodes": 1},
     )
     original = Engine.take
 

@@ -38,7 +38,10 @@ class ResNet(nn.Module):
     def __init__(self, blocks: tuple[int, ...], expansion: int, width: int = 64, classes: int = 1000) -> None:
         super().__init__()
         self.stem = nn.Sequential(
-            nn.Conv2d(3, width, 7, 2, 3, bias=False), nn.BatchNorm2d(width), nn.ReLU(inplace=True), nn.MaxPool2d(3, 2, 1)
+            nn.Conv2d(3, width, 7, 2, 3, bias=False),
+            nn.BatchNorm2d(width),
+            nn.ReLU(inplace=True),
+            nn.MaxPool2d(3, 2, 1),
         )
         stages: list[nn.Module] = []
         inputs = width
@@ -66,7 +69,11 @@ class Inverted(nn.Module):
             nn.Conv2d(wide, wide, 3, stride, 1, groups=wide, bias=False), nn.BatchNorm2d(wide), nn.ReLU6()
         )
         self.squeeze = nn.Sequential(
-            nn.AdaptiveAvgPool2d(1), nn.Conv2d(wide, wide // 4, 1), nn.SiLU(), nn.Conv2d(wide // 4, wide, 1), nn.Hardsigmoid()
+            nn.AdaptiveAvgPool2d(1),
+            nn.Conv2d(wide, wide // 4, 1),
+            nn.SiLU(),
+            nn.Conv2d(wide // 4, wide, 1),
+            nn.Hardsigmoid(),
         )
         self.project = nn.Sequential(nn.Conv2d(wide, outputs, 1, bias=False), nn.BatchNorm2d(outputs))
         self.same = stride == 1 and inputs == outputs
@@ -102,7 +109,14 @@ def mobilenet(size: int = 64, batch: int = 2) -> Made:
     torch.manual_seed(0)
     blocks = [Inverted(16, 16, 1, 2), Inverted(16, 24, 2, 4), Inverted(24, 24, 1, 3), Inverted(24, 40, 2, 3)]
     stem = [nn.Conv2d(3, 16, 3, 2, 1, bias=False), nn.BatchNorm2d(16), nn.Hardswish()]
-    head = [nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(40, 100), nn.Hardswish(), nn.Dropout(0.2), nn.Linear(100, 10)]
+    head = [
+        nn.AdaptiveAvgPool2d(1),
+        nn.Flatten(),
+        nn.Linear(40, 100),
+        nn.Hardswish(),
+        nn.Dropout(0.2),
+        nn.Linear(100, 10),
+    ]
     return randomized(nn.Sequential(*stem, *blocks, *head)), (torch.randn(batch, 3, size, size),)
 
 

@@ -157,8 +157,8 @@ def constants_of(model: onnx.ModelProto) -> dict[str, Tensor]:
     }
 
 
-def run(case: Case) -> Result:
-    """Parses, evaluates and compares one case."""
+def run(case: Case, device: str) -> Result:
+    """Parses, evaluates (on the device) and compares one case."""
     for inputs, outputs in case.data:
         model = case.model if case.variant == "raw" else with_constants(case.model, inputs)
         network = trt.Builder(logger()).create_network(1 << int(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED))
@@ -167,7 +167,8 @@ def run(case: Case) -> Result:
             reason = parser.get_error(0).desc() if parser.num_errors else "no reason given"
             return Result(case.id, "refused", reason)
         try:
-            found = evaluate(network, bind(network, model, inputs), constants_of(model))
+            given = {name: value.to(device) for name, value in bind(network, model, inputs).items()}
+            found = {name: value.cpu() for name, value in evaluate(network, given, constants_of(model)).items()}
         except Unsupported as error:
             return Result(case.id, "unsupported", str(error))
         except Exception as error:  # noqa: BLE001  it becomes the case's record
@@ -220,20 +221,22 @@ def in_order(rows: Tensor) -> Tensor:
     return torch.tensor(sorted(rows.tolist()), dtype=rows.dtype).reshape(rows.shape)
 
 
-def work(start: int, share: int, of: int) -> None:
+def work(start: int, share: int, of: int, device: str) -> None:
     """A worker: runs every `of`-th case from number `start` on, and writes a line per case."""
     torch.set_num_threads(1)
+    torch.backends.cudnn.allow_tf32 = False
     for index, case in enumerate(cases()):
         if index % of == share and index >= start:
             print(json.dumps({"starts": index, "id": case.id}), flush=True)
-            print(json.dumps({"result": asdict(run(case))}), flush=True)
+            print(json.dumps({"result": asdict(run(case, device))}), flush=True)
 
 
-def run_share(share: int, of: int, results: list[Result]) -> None:
+def run_share(share: int, of: int, device: str, results: list[Result]) -> None:
     """Runs a worker to its end; where it dies, the case that it was at is recorded and another goes on after it."""
     start: int | None = 0
     while start is not None:
-        command = [sys.executable, "-m", "benchmarks.onnx_suite", "--worker", str(start), str(share), str(of)]
+        command = [sys.executable, "-m", "benchmarks.onnx_suite", "--device", device]
+        command += ["--worker", str(start), str(share), str(of)]
         start = run_worker(command, results)
 
 
@@ -258,11 +261,11 @@ def run_worker(command: list[str], results: list[Result]) -> int | None:
     return current[0] + 1
 
 
-def run_all(workers: int = 2) -> list[Result]:
+def run_all(workers: int = 2, device: str = "cpu") -> list[Result]:
     """Every case's result, in no particular order."""
     results: list[Result] = []
     with ThreadPoolExecutor(workers) as pool:
-        for running in [pool.submit(run_share, share, workers, results) for share in range(workers)]:
+        for running in [pool.submit(run_share, share, workers, device, results) for share in range(workers)]:
             running.result()
     return results
 
@@ -321,14 +324,15 @@ def main() -> None:
     arguments = argparse.ArgumentParser(description="Runs the evaluator over the ONNX backend tests")
     arguments.add_argument("--worker", nargs=3, type=int, metavar=("START", "SHARE", "OF"), help=argparse.SUPPRESS)
     arguments.add_argument("--workers", type=int, default=2, help="processes to run at once")
+    arguments.add_argument("--device", default="cpu", help="where to evaluate: cpu or cuda")
     arguments.add_argument("--show", action="append", default=[], help="also list the cases of this outcome")
     arguments.add_argument("--readme", action="store_true", help="also write the counts into README.md")
     chosen = arguments.parse_args()
     if chosen.worker:
-        work(*chosen.worker)
+        work(*chosen.worker, chosen.device)
         return
     began = time.perf_counter()
-    results = run_all(chosen.workers)
+    results = run_all(chosen.workers, chosen.device)
     for outcome, found in judged(results).items():
         if outcome in ("wrong", "error", "listed but passes", *chosen.show):
             for result in sorted(found, key=lambda r: r.id):

@@ -60,7 +60,10 @@ def main() -> None:
                     print(f"{kind:12} {count:3} x {name}: {' '.join(detail.split())[:260]}")
     whole = sum(bool(found) and all(kind == "passed" for kind, _ in found) for found in results.values())
     with_samples = sum(bool(found) for found in results.values())
-    print(f"{chosen.dtype} {'dynamic' if chosen.dynamic else 'static'}: " + ", ".join(f"{n} {k}" for k, n in counts.most_common()))
+    print(
+        f"{chosen.dtype} {'dynamic' if chosen.dynamic else 'static'}: "
+        + ", ".join(f"{n} {k}" for k, n in counts.most_common())
+    )
     print(f"{whole} of {with_samples} ops pass whole")
     if chosen.json:
         chosen.json.write_text(json.dumps(results, indent=1))

@@ -225,7 +225,9 @@ def test_dropout_in_train_mode_differs_from_call_to_call() -> None:
         assert not torch.equal(fast(x), fast(x))
 
 
-@pytest.mark.parametrize("dtype", [torch.bool, torch.uint8, torch.int8, torch.int32, torch.int64, torch.float16, torch.bfloat16])
+@pytest.mark.parametrize(
+    "dtype", [torch.bool, torch.uint8, torch.int8, torch.int32, torch.int64, torch.float16, torch.bfloat16]
+)
 def test_inputs_of_every_type(dtype: torch.dtype) -> None:
     def f(x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         return x.float() * 2, (x == 1) | (x > 0), x.to(torch.int64) + 1

@@ -1,4 +1,5 @@
-"""The backend, whole, on a page: settings, lowering, partition, then per segment cache or (convert, build), and runtime.
+"""The backend, whole, on a page: settings, lowering, partition, then per segment cache or (convert, build), and
+runtime.
 
 `torch.compile(model, backend="tensorrt")` calls `tensorrt` with Dynamo's graph and its inputs.
 """
@@ -21,7 +22,8 @@ from torch._subclasses.fake_tensor import unset_fake_temporarily
 from torch.fx import GraphModule
 
 from trt_dynamo import trt as tensorrt_module
-from trt_dynamo.aten_converters import CONVERTERS, ConvertedNetwork, convert
+from trt_dynamo.aten_converters import ConvertedNetwork, convert
+from trt_dynamo.aten_converters.registry import lookup
 from trt_dynamo.build import build, profile_of
 from trt_dynamo.cache import Plan, digest, get_or_build, segment_key
 from trt_dynamo.errors import SettingsError, TrtDynamoError
@@ -98,14 +100,16 @@ def make_engine(
     digests: Sequence[str],
     ranges: Mapping[sympy.Symbol, Range],
 ) -> Engine:
-    """The engine of a segment with these weights baked in, or taking them as inputs if None: cached, or converted and built.
+    """The engine of a segment with these weights baked in, or taking them as inputs if None: cached, or converted and
+    built.
 
     Raises:
         Unsupported, ConversionError, BuildError, EngineError: as their docstrings say.
     """
     baked = dict(zip(segment.weights, weights, strict=True)) if weights is not None else {}
     if settings.runtime == "reference":
-        # A plan has copies of its weights; the stand-in's network would read the model's own memory, and hide a stale weight.
+        # A plan has copies of its weights; the stand-in's network would read the model's own memory, and hide a stale
+        # weight.
         baked = {name: tensor.detach().clone() for name, tensor in baked.items()}
     converted = functools.cache(lambda: convert(segment.module, baked))
     key = segment_key(
@@ -159,7 +163,9 @@ def why_eager(inputs: Sequence[Any], settings: Settings) -> str | None:
         return None
     if settings.strict or settings.runtime == "tensorrt":
         raise TrtDynamoError(f"no engine can run here: {missing}")
-    warn_once(f"the model runs in eager: {missing}. (runtime=reference evaluates engines' networks without a GPU, slowly.)")
+    warn_once(
+        f"the model runs in eager: {missing}. (runtime=reference evaluates engines' networks without a GPU, slowly.)"
+    )
     return missing
 
 
@@ -187,7 +193,13 @@ def manifest_of(network: ConvertedNetwork) -> dict[str, Any]:
 
     def describe(binding: Any) -> dict[str, Any]:
         dtype = str(binding.dtype).removeprefix("torch.")
-        return {"name": binding.name, "position": binding.position, "dtype": dtype, "order": list(binding.order), "size": binding.size}
+        return {
+            "name": binding.name,
+            "position": binding.position,
+            "dtype": dtype,
+            "order": list(binding.order),
+            "size": binding.size,
+        }
 
     return {"inputs": [describe(b) for b in network.inputs], "outputs": [describe(b) for b in network.outputs]}
 
@@ -216,8 +228,9 @@ def our_version() -> str:
 def converters_version(segment: Segment) -> str:
     """Our version, and the source of the user's own converters that the segment uses."""
     parts = [our_version()]
-    for target in sorted({str(n.target): n.target for n in segment.module.graph.nodes if n.op == "call_function"}.items()):
-        used = CONVERTERS.get(target[1])  # type: ignore[arg-type]
+    targets = {str(n.target): n.target for n in segment.module.graph.nodes if n.op == "call_function"}
+    for _, target in sorted(targets.items()):
+        used = lookup(target)
         if used is not None and not used.function.__module__.startswith("trt_dynamo."):
             parts.append(source_of(used.function))
     return hashlib.sha256("\0".join(parts).encode()).hexdigest()

@@ -1,4 +1,6 @@
-"""From a network to plan bytes: profiles, builder flags, the build. Works on a machine without a GPU for TensorRT-RTX."""
+"""From a network to plan bytes: profiles, builder flags, the build. Works on a machine without a GPU for
+TensorRT-RTX.
+"""
 
 from __future__ import annotations
 
@@ -25,7 +27,9 @@ Profile = dict[str, tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...]]]
 
 
 def profile_of(converted: ConvertedNetwork, ranges: Mapping[sympy.Symbol, Range]) -> Profile:
-    """For each input that the network kept: its smallest, best and largest shape (or value, for a size), in memory order."""
+    """For each input that the network kept: its smallest, best and largest shape (or value, for a size), in memory
+    order.
+    """
     profile: Profile = {}
     for binding in converted.inputs:
         dims = binding.shape if not binding.size else (binding.value,)
@@ -51,7 +55,13 @@ def build(converted: ConvertedNetwork, profile: Profile, settings: Settings, *, 
             words = "; ".join(dict.fromkeys(tensorrt_log.first_line(e) for e in errors)) or "TensorRT gave no reason"
             raise BuildError(f"TensorRT could not build {label or 'the engine'}: {words}")
     plan = bytes(data)
-    log.info("%s: %d layers built in %.1f s, %.1f MB", label, network.num_layers, time.perf_counter() - started, len(plan) / 1e6)
+    log.info(
+        "%s: %d layers built in %.1f s, %.1f MB",
+        label,
+        network.num_layers,
+        time.perf_counter() - started,
+        len(plan) / 1e6,
+    )
     return plan
 
 
@@ -81,7 +91,9 @@ def set_target(config: Any, index: int, target: str, count: int) -> None:
     config.set_compute_capability(capability, index)
 
 
-def add_profile(builder: trt.Builder, config: trt.IBuilderConfig, converted: ConvertedNetwork, profile: Profile) -> None:
+def add_profile(
+    builder: trt.Builder, config: trt.IBuilderConfig, converted: ConvertedNetwork, profile: Profile
+) -> None:
     made = builder.create_optimization_profile()
     sizes = {binding.name for binding in converted.inputs if binding.size}
     for name, (smallest, best, largest) in profile.items():

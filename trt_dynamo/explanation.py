@@ -20,8 +20,9 @@ from trt_dynamo.settings import Settings
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Explanation:
-    """What `explain` found. `segments` are the engines to be (each with its `nodes`); `converted` counts the nodes in them;
-    `eager` are the verdicts (`node`, `target`, `reason`, `source`) on the others; `graphs` counts Dynamo's graphs."""
+    """What `explain` found. `segments` are the engines to be (each with its `nodes`); `converted` counts the nodes in
+    them; `eager` are the verdicts (`node`, `target`, `reason`, `source`) on the others; `graphs` counts Dynamo's
+    graphs."""
 
     segments: tuple[Segment, ...]
     converted: int
@@ -35,7 +36,9 @@ class Explanation:
             f"{self.converted} of {total} nodes in {len(self.segments)} TensorRT engine{'s' * (len(self.segments) != 1)}, "
             f"from {self.graphs} graph{'s' * (self.graphs != 1)}"
         ]
-        lines += [f"  {segment.name}: {len(segment.nodes)} nodes, {len(segment.weights)} weights" for segment in self.segments]
+        lines += [
+            f"  {segment.name}: {len(segment.nodes)} nodes, {len(segment.weights)} weights" for segment in self.segments
+        ]
         reasons: dict[tuple[str, str], list[Verdict]] = collections.defaultdict(list)
         for verdict in self.eager:
             reasons[verdict.target, verdict.reason].append(verdict)
@@ -65,7 +68,8 @@ def explain(
     dynamic: bool | None = None,
     **kwargs: Any,
 ) -> Explanation:
-    """Traces `model(*args, **kwargs)` as the backend would for inference, and judges every node by its converter's dry run.
+    """Traces `model(*args, **kwargs)` as the backend would for inference, and judges every node by its converter's
+    dry run.
 
     The model runs once in eager, without gradients; nothing is built or cached. `options` are those of `torch.compile`,
     `dynamic` is handed to it.
@@ -91,7 +95,7 @@ def explain(
             return lower(module, inputs, look)
         except (RestartAnalysis, SkipFrame):  # Dynamo's own way of asking for another go
             raise
-        except Exception as error:  # the report must say it; the model still runs
+        except Exception as error:  # noqa: BLE001  the report must say it; the model still runs
             broken.append(f"{type(error).__name__}: {error}")
             return module.forward
 

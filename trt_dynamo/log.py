@@ -15,7 +15,9 @@ from trt_dynamo.trt import trt
 log = logging.getLogger("trt_dynamo.tensorrt")
 
 # Without a driver every API error is followed by this one, which says nothing about the network.
-NOISE = re.compile(r"CUDA (initialization failure|error 35)|Cuda Runtime.*error 35|cudaError(35|InsufficientDriver)|no CUDA-capable")
+NOISE = re.compile(
+    r"CUDA (initialization failure|error 35)|Cuda Runtime.*error 35|cudaError(35|InsufficientDriver)|no CUDA-capable"
+)
 
 LEVELS = {
     "INTERNAL_ERROR": logging.WARNING,

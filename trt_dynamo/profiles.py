@@ -87,7 +87,11 @@ def range_of(symbol: sympy.Symbol, shape_env: Any) -> Range:
 
 
 def finite(bound: Any, otherwise: int) -> int:
-    return int(bound) if getattr(bound, "is_finite", True) and bound not in (int_oo, -int_oo) and bound.is_number else otherwise
+    return (
+        int(bound)
+        if getattr(bound, "is_finite", True) and bound not in (int_oo, -int_oo) and bound.is_number
+        else otherwise
+    )
 
 
 def dim_range(dim: Dim, ranges: Mapping[sympy.Symbol, Range]) -> Range:
@@ -102,7 +106,9 @@ def dim_range(dim: Dim, ranges: Mapping[sympy.Symbol, Range]) -> Range:
 
 
 def sizes_of(values: Iterable[Any], args: Iterable[Any]) -> dict[sympy.Symbol, int]:
-    """The symbols' sizes in a call: `values` are the fake values of the graph's inputs, `args` what it was called with."""
+    """The symbols' sizes in a call: `values` are the fake values of the graph's inputs, `args` what it was called
+    with.
+    """
     sizes: dict[sympy.Symbol, int] = {}
     for value, arg in zip(values, args, strict=True):
         expected = value.shape if isinstance(value, torch.Tensor) else (value,)

@@ -37,4 +37,6 @@ def warn_if_taken(backend: Callable[..., Any] | None = None) -> None:
     holder = registry._COMPILER_FNS.get(SHARED) if registry is not None else None
     module = getattr(holder, "__module__", None)
     if holder is not None and holder is not backend and not str(module).startswith("trt_dynamo."):
-        warn_once(f'the backend name "{SHARED}" belongs to {module}: write backend="{OWN}" for the backend of trt_dynamo')
+        warn_once(
+            f'the backend name "{SHARED}" belongs to {module}: write backend="{OWN}" for the backend of trt_dynamo'
+        )

@@ -41,9 +41,10 @@ def spend(timer: str, amount: float) -> None:
 def report() -> dict[str, Any]:
     """The counters of this process since its start or the last `reset_report`.
 
-    `graphs` (given to TensorRT), `engines_built`, `cache_hits`, `cache_misses`, `engine_calls` and `eager_calls` (calls of
-    segments), `refits`, `rebuilds`, each an int; `build_seconds` (conversion, build and storing of plans) and `load_seconds` (of
-    plans from the cache), each a float; `eager_reasons`, `rebuild_reasons` and `eager_graphs` say why: reason to count.
+    `graphs` (given to TensorRT), `engines_built`, `cache_hits`, `cache_misses`, `engine_calls` and `eager_calls`
+    (calls of segments), `refits`, `rebuilds`, each an int; `build_seconds` (conversion, build and storing of plans)
+    and `load_seconds` (of plans from the cache), each a float; `eager_reasons`, `rebuild_reasons` and `eager_graphs`
+    say why: reason to count.
     """
     with LOCK:
         result: dict[str, Any] = {name: counts[name] for name in COUNTERS}

@@ -12,9 +12,7 @@ from typing import Any
 
 import torch
 from torch._ops import OpOverload
-from torch._dispatch.python import enable_python_dispatcher
 from torch._subclasses.fake_tensor import unset_fake_temporarily
-from torch._subclasses.functional_tensor import FunctionalTensorMode, dispatch_functionalize
 from torch.fx import GraphModule, Node
 from torch.fx.experimental.proxy_tensor import make_fx
 from torch.utils._pytree import tree_flatten
@@ -45,7 +43,9 @@ class Checked:
 
 
 def trace(function: Callable[..., Any], args: Sequence[Any], *, dynamic: bool = False) -> GraphModule:
-    """The functional ATen graph of a call, decomposed as the backend decomposes it. `dynamic`: every dim is a symbol."""
+    """The functional ATen graph of a call, decomposed as the backend decomposes it. `dynamic`: every dim is a
+    symbol.
+    """
 
     def flat(*inputs: Any) -> tuple[Any, ...]:
         with KeepWhole():
@@ -143,7 +143,8 @@ def refused(reason: str) -> Any:
     try:
         yield
     except Unsupported as error:
-        assert reason in str(error), f"refused, but because of: {error}"
+        if reason not in str(error):
+            raise AssertionError(f"refused, but because of: {error}") from error
     except TrtDynamoError as error:
         raise AssertionError(f"should be refused, failed instead: {error}") from error
     else:

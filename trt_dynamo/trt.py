@@ -22,7 +22,8 @@ if TYPE_CHECKING:
 
 INSTALL_HINT = 'pip install "trt-dynamo[rtx]" (TensorRT for RTX) or pip install "trt-dynamo[tensorrt]" (TensorRT)'
 
-# TensorRT-RTX 1.x compiles for these; 9.0 (Hopper) and 10.0 (data-center Blackwell) are refused when an engine is loaded.
+# TensorRT-RTX 1.x compiles for these; 9.0 (Hopper) and 10.0 (data-center Blackwell) are refused when an engine is
+# loaded.
 RTX_CAPABILITIES = ((8, 0), (8, 6), (8, 9))
 RTX_FIRST_OPEN_CAPABILITY = (12, 0)
 

@@ -2,7 +2,8 @@
 
 Nothing in Dynamo guards which parameters a compiled graph is called with: two instances of a class share it. So an
 engine belongs to a `WeightSet`, found by the identity of the tensors; a set notices changes by each tensor's version
-and address, and by the optimizers' global hook for the fused ones, which bump no version. A doubt is settled by content.
+and address, and by the optimizers' global hook for the fused ones, which bump no version. A doubt is settled by
+content.
 """
 
 from __future__ import annotations
@@ -53,7 +54,8 @@ def observe(tensors: Sequence[torch.Tensor]) -> Observed:
 class WeightSet:
     """The tensors that engines were built from; when the memory of one is freed, the set is `dead`, and says so.
 
-    It holds their storages weakly, not the tensors: `torch.utils.swap_tensors` refuses tensors that have weak references.
+    It holds their storages weakly, not the tensors: `torch.utils.swap_tensors` refuses tensors that have weak
+    references.
     """
 
     def __init__(

@@ -14,7 +14,7 @@ from torch.fx import GraphModule, Node
 from trt_dynamo import log
 from trt_dynamo.aten_converters.layout import memory_order
 from trt_dynamo.aten_converters.network import CARRIED, MAX_RANK, Network, Tensor
-from trt_dynamo.aten_converters.registry import CONVERTERS
+from trt_dynamo.aten_converters.registry import lookup
 from trt_dynamo.errors import ConversionError, TrtDynamoError, Unsupported
 from trt_dynamo.profiles import Dim, dim_of
 from trt_dynamo.trt import TYPES, to_torch, to_trt, trt
@@ -87,7 +87,7 @@ class Walker:
         if node.target is operator.getitem:
             self.values[node] = self.argument(node.args[0])[node.args[1]]
             return
-        converter = CONVERTERS.get(node.target)  # type: ignore[arg-type]
+        converter = lookup(node.target)
         if converter is None:
             raise Unsupported("no converter")
         expected = node.meta["val"]
@@ -105,12 +105,15 @@ class Walker:
         except TrtDynamoError:
             raise
         except Exception as error:
-            raise ConversionError(f"the converter of {node.target} failed at {node.format_node()}: {type(error).__name__}: {error}") from error
+            raise ConversionError(
+                f"the converter of {node.target} failed at {node.format_node()}: {type(error).__name__}: {error}"
+            ) from error
         results = (result,) if isinstance(result, Tensor) else tuple(result)
         if len(results) != len(values):
             raise ConversionError(f"{node.target} has {len(values)} results, its converter made {len(results)}")
         checked = tuple(
-            net.check(r, v, tuple(dim_of(d) for d in v.shape)) if u else None for r, v, u in zip(results, values, used, strict=True)
+            net.check(r, v, tuple(dim_of(d) for d in v.shape)) if u else None
+            for r, v, u in zip(results, values, used, strict=True)
         )
         self.values[node] = checked[0] if single else checked
 
@@ -173,7 +176,9 @@ def convert(graph: GraphModule, weights: Mapping[str, torch.Tensor]) -> Converte
     def size_input(node: Node) -> Callable[[], trt.ITensor]:
         def read() -> trt.ITensor:
             tensor = net.input(node.name, torch.int64, ())
-            inputs[node.name] = Binding(node.name, placeholders.index(node), torch.int64, (), (), size=True, value=dim_of(node.meta["val"]))
+            inputs[node.name] = Binding(
+                node.name, placeholders.index(node), torch.int64, (), (), size=True, value=dim_of(node.meta["val"])
+            )
             return net.reshape(tensor, (1,)).raw
 
         return read

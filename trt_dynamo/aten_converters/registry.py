@@ -98,7 +98,9 @@ def match_parameters(target: OpOverload, function: Callable[..., Any]) -> dict[s
         if position < len(open_names):
             names[open_names[position]] = parameter.name
         elif parameter.default is parameter.empty:
-            raise ValueError(f"{target} has {len(open_names)} positional arguments, its converter wants {len(positional)}")
+            raise ValueError(
+                f"{target} has {len(open_names)} positional arguments, its converter wants {len(positional)}"
+            )
     for parameter in parameters:
         if parameter.kind is not parameter.KEYWORD_ONLY:
             continue
@@ -107,3 +109,8 @@ def match_parameters(target: OpOverload, function: Callable[..., Any]) -> dict[s
         elif parameter.default is parameter.empty:
             raise ValueError(f"{target} has no argument {parameter.name!r}")
     return names
+
+
+def lookup(target: object) -> Converter | None:
+    """The converter of what an FX node calls, if it has one."""
+    return CONVERTERS.get(target) if isinstance(target, OpOverload) else None

@@ -1,8 +1,8 @@
 """From a lowered graph to segments: `partition` groups the nodes that TensorRT takes into acyclic segments.
 
 Levels make the grouping acyclic by construction and linear in time: a node's level is the largest of its inputs', one
-more where eager reads what TensorRT made; the TensorRT nodes of one level are one segment. So the eager nodes of a level
-need only segments of lower levels, and its segment only eager nodes of its own level or lower.
+more where eager reads what TensorRT made; the TensorRT nodes of one level are one segment. So the eager nodes of a
+level need only segments of lower levels, and its segment only eager nodes of its own level or lower.
 """
 
 from __future__ import annotations
@@ -24,8 +24,9 @@ aten = torch.ops.aten
 
 # Moving elements is not work worth an engine.
 FREE = {
-    "view", "_unsafe_view", "reshape", "permute", "t", "transpose", "expand", "squeeze", "unsqueeze", "slice", "select", "alias",
-    "detach", "getitem", "clone", "split", "split_with_sizes", "unbind", "as_strided", "_to_copy", "full", "arange", "scalar_tensor",
+    "view", "_unsafe_view", "reshape", "permute", "t", "transpose", "expand", "squeeze", "unsqueeze", "slice", "select",
+    "alias", "detach", "getitem", "clone", "split", "split_with_sizes", "unbind", "as_strided", "_to_copy", "full",
+    "arange", "scalar_tensor",
 }  # fmt: skip
 
 
@@ -69,7 +70,9 @@ def partition(module: GraphModule, weights: Mapping[int, str], settings: Setting
 
 
 def aliasing_outputs(module: GraphModule) -> dict[Node, str]:
-    """The views at the end of the graph that eager must make: those of results that share memory, or have odd strides."""
+    """The views at the end of the graph that eager must make: those of results that share memory, or have odd
+    strides.
+    """
     (output,) = (node for node in module.graph.nodes if node.op == "output")
     results = [node for node in dict.fromkeys(flat(output.args[0])) if isinstance(node.meta.get("val"), torch.Tensor)]
     owners: dict[int, list[Node]] = {}
@@ -159,12 +162,14 @@ def group(graph: Graph, verdicts: Mapping[Node, Verdict], smallest: int) -> list
 
 
 def is_work(node: Node) -> bool:
-    name = getattr(node.target, "overloadpacket", node.target).__name__
-    return name.split(".")[-1] not in FREE
+    packet = getattr(node.target, "overloadpacket", node.target)
+    return getattr(packet, "__name__", str(packet)).split(".")[-1] not in FREE
 
 
 def sources_of(graph: Graph) -> dict[Node, list[Node]]:
-    """What each node must come after: its inputs and, for random and side-effecting ones, the one before of that kind."""
+    """What each node must come after: its inputs and, for random and side-effecting ones, the one before of that
+    kind.
+    """
     sources: dict[Node, list[Node]] = {}
     before: Node | None = None
     for node in graph.nodes:
@@ -198,7 +203,9 @@ def split(
     member = {node: index for index, nodes in enumerate(groups) for node in nodes}
     outer = Graph()
     copies: dict[Node, Node] = {}
-    root = dict(module.named_parameters(remove_duplicate=False)) | dict(module.named_buffers(remove_duplicate=False))
+    root: dict[str, Any] = dict(module.named_parameters(remove_duplicate=False)) | dict(
+        module.named_buffers(remove_duplicate=False)
+    )
     root |= {
         str(n.target): operator.attrgetter(str(n.target))(module) for n in module.graph.nodes if n.op == "get_attr"
     }
@@ -222,7 +229,10 @@ def ordered_units(graph: Graph, member: Mapping[Node, int], groups: list[list[No
     """Outer nodes and segments (by index) in an order in which each comes after what it reads."""
     nodes = list(graph.nodes)
     position = {node: index for index, node in enumerate(nodes)}
-    first = lambda unit: position[unit] if isinstance(unit, Node) else position[groups[unit][0]]  # noqa: E731
+
+    def first(unit: Node | int) -> int:
+        return position[unit] if isinstance(unit, Node) else position[groups[unit][0]]
+
     waiting: dict[Node | int, int] = {}
     readers: dict[Node | int, list[Node | int]] = {}
     for node, sources in sources_of(graph).items():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import logging
 from collections.abc import Collection, Sequence
 
@@ -14,6 +15,7 @@ from trt_dynamo.aten_converters.conversion import Walker, getattr_path, source_l
 from trt_dynamo.aten_converters.network import Network, Tensor
 from trt_dynamo.errors import ConversionError, Unsupported
 from trt_dynamo.profiles import dim_of
+from trt_dynamo.trt import trt
 
 log = logging.getLogger(__name__)
 
@@ -47,7 +49,9 @@ class DryRun:
             return net.constant(getattr_path(self.module, str(node.target)))
         value = node.meta["val"]
         if not isinstance(value, torch.Tensor):
-            return tuple(self.input(f"{node.name}_{i}", v) if isinstance(v, torch.Tensor) else None for i, v in enumerate(value))
+            return tuple(
+                self.input(f"{node.name}_{i}", v) if isinstance(v, torch.Tensor) else None for i, v in enumerate(value)
+            )
         if node in self.weights:
             # Pages of zeros that are never touched cost no memory.
             zeros = torch.zeros(tuple(int(d) for d in value.shape), dtype=value.dtype)
@@ -80,10 +84,16 @@ class DryRun:
         for argument in node.all_input_nodes:
             value = argument.meta.get("val")
             if isinstance(value, torch.SymInt):
-                net.sizes.declare_value(dim_of(value), lambda a=argument: net.reshape(net.input(a.name, torch.int64, ()), (1,)).raw)  # type: ignore[misc]
+                net.sizes.declare_value(dim_of(value), functools.partial(size_input, net, argument.name))
 
 
-def judge(module: GraphModule, weights: Collection[Node], *, eager_ops: Sequence[str] = (), strict: bool = False) -> dict[Node, Verdict]:
+def size_input(net: Network, name: str) -> trt.ITensor:
+    return net.reshape(net.input(name, torch.int64, ()), (1,)).raw
+
+
+def judge(
+    module: GraphModule, weights: Collection[Node], *, eager_ops: Sequence[str] = (), strict: bool = False
+) -> dict[Node, Verdict]:
     """The verdicts on all `call_function` nodes whose results are tensors, in order. Nothing is built."""
     verdicts: dict[Node, Verdict] = {}
     with tensorrt_log.collected():
@@ -100,7 +110,9 @@ def judge(module: GraphModule, weights: Collection[Node], *, eager_ops: Sequence
 
 
 def host_scalars(module: GraphModule, weights: Collection[Node]) -> set[Node]:
-    """Nodes that compute with Python floats, which Dynamo hands over as 0-D float64 tensors on the CPU; the host does it for free."""
+    """Nodes that compute with Python floats, which Dynamo hands over as 0-D float64 tensors on the CPU; the host does
+    it for free.
+    """
     found: set[Node] = set()
     for node in module.graph.nodes:
         value = node.meta.get("val")
@@ -118,7 +130,9 @@ def host_scalars(module: GraphModule, weights: Collection[Node]) -> set[Node]:
 def makes_tensors(node: Node) -> bool:
     """Whether the node's value is a tensor, or a tuple with tensors in it; sizes are computed by Python, for free."""
     value = node.meta.get("val")
-    return isinstance(value, torch.Tensor) or (isinstance(value, tuple | list) and any(isinstance(v, torch.Tensor) for v in value))
+    return isinstance(value, torch.Tensor) or (
+        isinstance(value, tuple | list) and any(isinstance(v, torch.Tensor) for v in value)
+    )
 
 
 def chosen_eager(node: Node, eager_ops: Sequence[str]) -> bool:

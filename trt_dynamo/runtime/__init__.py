@@ -103,7 +103,12 @@ class SegmentModule(torch.nn.Module):
     def slot_for(self, tensors: Sequence[torch.Tensor]) -> tuple[Slot | None, str]:
         """The slot for these weights, or why there is none. Its engine, if it has one, holds exactly these."""
         slot = self.slots.get(identity(tensors))
-        if slot is not None and slot.engine is not None and slot.weights is not None and slot.weights.is_unchanged(tensors):
+        if (
+            slot is not None
+            and slot.engine is not None
+            and slot.weights is not None
+            and slot.weights.is_unchanged(tensors)
+        ):
             return slot, ""
         if self.broken is not None:
             return None, self.broken
@@ -145,7 +150,9 @@ class SegmentModule(torch.nn.Module):
         return self.shared, "the engine is being built"
 
     def note_change(self) -> None:
-        log.info("%s: its weights changed; eager serves until they rest for %d calls", self.name, self.settings.rebuild_after)
+        log.info(
+            "%s: its weights changed; eager serves until they rest for %d calls", self.name, self.settings.rebuild_after
+        )
 
     def forget(self, key: tuple[int, ...]) -> None:
         """Lets go of the engine of weights whose memory is gone, perhaps with their model."""
@@ -156,8 +163,12 @@ class SegmentModule(torch.nn.Module):
 
     # -- which engine fits the sizes ----------------------------------------------------------------------------------
 
-    def widen(self, slot: Slot, tensors: Sequence[torch.Tensor], args: Sequence[Any], error: OutsideProfile) -> Engine | None:
-        """Asks for an engine that takes these sizes too; gives it back only where the settings let the call wait for it."""
+    def widen(
+        self, slot: Slot, tensors: Sequence[torch.Tensor], args: Sequence[Any], error: OutsideProfile
+    ) -> Engine | None:
+        """Asks for an engine that takes these sizes too; gives it back only where the settings let the call wait for
+        it.
+        """
         if self.settings.rebuild == "never":
             return None
         with self.lock:

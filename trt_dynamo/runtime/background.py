@@ -1,4 +1,6 @@
-"""Builds that run beside the calls: one at a time, in a thread that ends with the interpreter and leaves nothing half done."""
+"""Builds that run beside the calls: one at a time, in a thread that ends with the interpreter and leaves nothing half
+done.
+"""
 
 from __future__ import annotations
 

@@ -1,6 +1,7 @@
 """One engine at run time: TensorRT's `ICudaEngine`, or the reference evaluator behind the same methods.
 
-Comes in: a plan and its manifest. Goes out: results for a segment's arguments, or `OutsideProfile`, never a wrong answer.
+Comes in: a plan and its manifest. Goes out: results for a segment's arguments, or `OutsideProfile`, never a wrong
+answer.
 """
 
 from __future__ import annotations
@@ -110,7 +111,9 @@ class Engine:
             self.idle[stream].append(call)
 
     def take(self, stream: int) -> Call:
-        """An execution context that no other thread uses. It stays with one stream, whose order keeps its memory safe."""
+        """An execution context that no other thread uses. It stays with one stream, whose order keeps its memory
+        safe.
+        """
         try:
             return self.idle[stream].pop()
         except IndexError:
@@ -137,11 +140,16 @@ class Engine:
             self.bind(context, port, tensor)
         if call.results is None:
             call.results = [tuple(context.get_tensor_shape(port.name)) for port in self.outputs]
-        results = [torch.empty(shape, dtype=port.dtype, device=self.device) for port, shape in zip(self.outputs, call.results, strict=True)]
+        results = [
+            torch.empty(shape, dtype=port.dtype, device=self.device)
+            for port, shape in zip(self.outputs, call.results, strict=True)
+        ]
         for port, result in zip(self.outputs, results, strict=True):
             self.bind(context, port, result)
         self.enqueue(context, stream)
-        return tuple(r.permute(port.inverse) if port.permuted else r for port, r in zip(self.outputs, results, strict=True))
+        return tuple(
+            r.permute(port.inverse) if port.permuted else r for port, r in zip(self.outputs, results, strict=True)
+        )
 
     def bind(self, context: Any, port: Port, tensor: torch.Tensor) -> None:
         address = tensor.data_ptr() if tensor.numel() else self.placeholder.data_ptr()
@@ -149,8 +157,8 @@ class Engine:
             raise EngineError(f"TensorRT refused the address of {port.name}")
 
     def enqueue(self, context: Any, stream: int) -> None:
-        """Starts the engine. TensorRT would synchronize on the default stream, so there a stream of ours takes turns with it;
-        all memory belongs to the caller's stream, which waits for ours before it can reuse any."""
+        """Starts the engine. TensorRT would synchronize on the default stream, so there a stream of ours takes turns
+        with it; all memory belongs to the caller's stream, which waits for ours before it can reuse any."""
         with tensorrt_log.collected() as errors:
             if self.stream is None or stream != 0:
                 done = context.execute_async_v3(stream)
@@ -163,7 +171,9 @@ class Engine:
             raise EngineError(f"TensorRT could not run the engine: {'; '.join(errors) or 'it gave no reason'}")
 
     def bindable(self, port: Port, value: Any) -> torch.Tensor:
-        """The argument as memory that TensorRT can read: dense, row-major in the port's order, aligned, on the device."""
+        """The argument as memory that TensorRT can read: dense, row-major in the port's order, aligned, on the
+        device.
+        """
         if port.size:
             return torch.tensor(int(value), dtype=torch.int64)
         tensor: torch.Tensor = value.permute(port.order) if port.permuted else value
@@ -178,7 +188,9 @@ class Engine:
     def admit(self, port: Port, tensor: torch.Tensor, shape: tuple[int, ...]) -> None:
         smallest, largest = self.ranges[port.name]
         found = (int(tensor),) if port.size else shape
-        if len(found) != len(smallest) or any(not low <= n <= high for n, low, high in zip(found, smallest, largest, strict=True)):
+        if len(found) != len(smallest) or any(
+            not low <= n <= high for n, low, high in zip(found, smallest, largest, strict=True)
+        ):
             raise OutsideProfile(f"{port.name} of shape {found} is outside the profile {smallest} to {largest}")
 
 
