@@ -329,7 +329,8 @@ def main() -> None:
     arguments.add_argument("--readme", action="store_true", help="also write the counts into README.md")
     chosen = arguments.parse_args()
     if chosen.worker:
-        work(*chosen.worker, chosen.device)
+        start, share, of = chosen.worker
+        work(start, share, of, chosen.device)
         return
     began = time.perf_counter()
     results = run_all(chosen.workers, chosen.device)
