@@ -23,6 +23,11 @@ from trt_dynamo.trt import to_trt, trt
 F32 = trt.DataType.FLOAT
 
 
+def close(have: Tensor, want: Any, tolerance: float = 1e-5) -> None:
+    want = want if isinstance(want, Tensor) else torch.tensor(want)
+    torch.testing.assert_close(have, want.to(have.dtype), rtol=tolerance, atol=tolerance, equal_nan=True)
+
+
 def evaluate(
     network: Any,
     inputs: Mapping[str, Tensor],
@@ -38,7 +43,7 @@ def evaluate(
         for name, value in found.items():
             assert again[name].is_cuda
             if (network.name or "") != RANDOM:
-                torch.testing.assert_close(again[name].cpu(), value, rtol=1e-4, atol=1e-4, equal_nan=True)
+                close(again[name].cpu().double(), value.double(), 1e-4)
     return found
 
 
@@ -76,11 +81,6 @@ class Net:
 
     def run(self, constants: Mapping[str, Tensor] | None = None, **inputs: Tensor) -> Tensor:
         return evaluate(self.raw, inputs, constants)["y"]
-
-
-def close(have: Tensor, want: Any, tolerance: float = 1e-5) -> None:
-    want = want if isinstance(want, Tensor) else torch.tensor(want)
-    torch.testing.assert_close(have, want.to(have.dtype), rtol=tolerance, atol=tolerance, equal_nan=True)
 
 
 def single(x: Tensor, add: Any) -> Net:
