@@ -372,7 +372,7 @@ def test_ranges_of_used_symbols_count_and_others_do_not() -> None:
     key = key_of(graph)
     assert len(ranges) == 2
     for symbol, each in ranges.items():
-        for change in ({"min": 2}, {"opt": each.opt + 1}, {"max": each.max + 1}):
+        for change in ({"min": each.min + 1}, {"opt": each.opt + 1}, {"max": each.max + 1}):
             assert key_of(graph, ranges={**ranges, symbol: dataclasses.replace(each, **change)}) != key
         assert key_of(graph, ranges={other: value for other, value in ranges.items() if other != symbol}) != key
     one, two = ranges
