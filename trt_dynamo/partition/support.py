@@ -5,6 +5,8 @@ from __future__ import annotations
 import dataclasses
 import functools
 import logging
+import math
+import mmap
 from collections.abc import Collection, Sequence
 
 import torch
@@ -38,6 +40,7 @@ class DryRun:
     def __init__(self, module: GraphModule, weights: Collection[Node]) -> None:
         self.module = module
         self.weights = weights
+        self.pages: mmap.mmap | bytes = b""
         self.start()
 
     def start(self) -> None:
@@ -53,13 +56,21 @@ class DryRun:
                 self.input(f"{node.name}_{i}", v) if isinstance(v, torch.Tensor) else None for i, v in enumerate(value)
             )
         if node in self.weights:
-            # Pages of zeros that are never touched cost no memory.
-            zeros = torch.zeros(tuple(int(d) for d in value.shape), dtype=value.dtype)
-            return dataclasses.replace(net.constant(zeros, name=node.name), value=None)
+            return dataclasses.replace(net.constant(self.zeros(value), name=node.name), value=None)
         return self.input(node.name, value)
 
     def input(self, name: str, value: torch.Tensor) -> Tensor:
         return self.walker.net.input(name, value.dtype, [dim_of(d) for d in value.shape])
+
+    def zeros(self, value: torch.Tensor) -> torch.Tensor:
+        """Stands for a weight of this shape: pages of zeros that nobody touches cost neither memory nor time."""
+        shape = tuple(int(d) for d in value.shape)
+        count = math.prod(shape)
+        if count == 0:
+            return torch.zeros(shape, dtype=value.dtype)
+        if len(self.pages) < count * value.itemsize:
+            self.pages = mmap.mmap(-1, count * value.itemsize)
+        return torch.frombuffer(self.pages, dtype=value.dtype, count=count).view(shape)
 
     def verdict(self, node: Node, *, strict: bool) -> Verdict:
         """The verdict on one `call_function` node. With `strict`, a converter's bug is raised instead."""
