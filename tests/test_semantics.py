@@ -427,3 +427,18 @@ def test_a_data_dependent_op_splits_the_graph() -> None:
         assert_same(compiled(f)(x), f(x))
         x = torch.randn(20)
         assert_same(compiled(f)(x), f(x))
+
+
+def test_equal_segments_share_a_plan() -> None:
+    def f(x: torch.Tensor, y: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        return torch.erfinv(torch.tanh(x * 2) * 0.5), torch.erfinv(torch.tanh(y * 2) * 0.5)
+
+    def g(y: torch.Tensor, unused: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
+        return torch.tanh(x * 2) * 0.5
+
+    x, y = torch.randn(3), torch.randn(4)
+    with torch.no_grad():
+        assert_same(compiled(f, eager_ops="aten.erfinv")(x, y), f(x, y))
+        assert_same(compiled(g)(y, y, x), g(y, y, x))
+        assert_same(compiled(g)(x, x, y), g(x, x, y))
+    assert report()["eager_calls"] == 0

@@ -136,7 +136,8 @@ def make_engine(
 
         network = converted()
         raw = ReferenceEngine(network.network.raw, [profile_of(network, ranges)], dict(network.constants))
-        return Engine(raw, plan.manifest, device, owner=network)
+        # Equal segments share a plan, but this network has this segment's names.
+        return Engine(raw, manifest_of(network), device, owner=network)
     return load_plan(plan.data, plan.manifest, device)
 
 
