@@ -60,6 +60,7 @@ def main() -> int:
         typer.echo(f"error: {problem}", err=True)
         return 1
     runtime = runtime_of(settings)
+    options: dict[str, Any] = {"runtime": runtime, "compile": "sync"}
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     model, tokenizer = load(device)
     sentences, queries = lines_of("sentences"), lines_of("queries")
@@ -71,7 +72,7 @@ def main() -> int:
     typer.echo("\nCompiling ...")
     first = allow_any_size(batches[0])
     told = explain(model, first.ids, first.mask)
-    run = compare(model, [first, *batches[1:]], question, len(sentences), {"runtime": runtime})
+    run = compare(model, [first, *batches[1:]], question, len(sentences), options)
     write_pairs(describe_engines(told, run, settings))
 
     heading("The same answers as eager")
@@ -80,7 +81,7 @@ def main() -> int:
     show_search(run, sentences, queries)
     if runtime == "tensorrt":
         heading("Speed")
-        write_table(("run by", "seconds for all batches", "times as fast as eager"), speeds(model, batches))
+        write_table(("run by", "seconds for all batches", "times as fast as eager"), speeds(model, batches, options))
 
     problems = what_is_wrong(run, told, queries)
     typer.echo()

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import torch
 
@@ -15,12 +16,12 @@ from trt_dynamo.demo.embedding import Batch, Encode
 PASSES = 5
 
 
-def speeds(model: torch.nn.Module, batches: Sequence[Batch]) -> list[tuple[str, str, str]]:
+def speeds(model: torch.nn.Module, batches: Sequence[Batch], options: dict[str, Any]) -> list[tuple[str, str, str]]:
     """A row for each way to run the model: its name, seconds for one pass, and times as fast as eager."""
     ways: dict[str, Encode] = {
         "eager": model,
         "Inductor": torch.compile(model, dynamic=True),
-        "TensorRT": torch.compile(model, backend="tensorrt", options={"runtime": "tensorrt"}),
+        "TensorRT": torch.compile(model, backend="tensorrt", options=options),
     }
     return rows(ways, batches)
 
