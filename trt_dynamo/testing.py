@@ -54,11 +54,21 @@ def trace(function: Callable[..., Any], args: Sequence[Any], *, dynamic: bool = 
     module: Any = flat
     with torch.no_grad():
         mode = "symbolic" if dynamic else "fake"
-        while module is flat or any(mutates(node) for node in module.graph.nodes):
-            # A function that torch takes apart while it is traced may leave writes behind, for a second round.
+        for _ in range(2):
             functional = torch.func.functionalize(module, remove="mutations")
             module = make_fx(functional, decompositions(), mode, _allow_non_fake_inputs=True)(*args)  # type: ignore[arg-type]
+            # What torch takes apart while it is traced may leave writes behind, for a second round.
+            if not any(mutates(node) for node in module.graph.nodes):
+                break
+        drop_input_writes(module)
     return run_passes(module)
+
+
+def drop_input_writes(module: GraphModule) -> None:
+    """Takes out the copies into the inputs at the end of the graph: in the backend they are AOTAutograd's own."""
+    for node in module.graph.find_nodes(op="call_function", target=torch.ops.aten.copy_.default):
+        if node.args[0].op == "placeholder" and not node.users:
+            module.graph.erase_node(node)
 
 
 def mutates(node: Node) -> bool:
@@ -104,9 +114,9 @@ def check(
         if isinstance(want, torch.Tensor):
             message = lambda text, p=position: f"result {p}: {text}"  # noqa: E731
             torch.testing.assert_close(got, want, rtol=rtol, atol=atol, equal_nan=True, msg=message)
-            assert got.stride() == want.stride() or got.numel() < 2 or not whole, (
-                f"strides {got.stride()}, eager {want.stride()}"
-            )
+            wide = [axis for axis, size in enumerate(want.shape) if size > 1]
+            same = all(got.stride(axis) == want.stride(axis) for axis in wide)
+            assert same or got.numel() < 2 or not whole, f"strides {got.stride()}, eager {want.stride()}"
         else:
             assert want == got, f"result {position}: {got}, eager {want}"
     return Checked(parts, tuple(networks), tuple(actual))

@@ -8,11 +8,13 @@ from trt_dynamo.aten_converters import (  # noqa: F401  the converters register 
     comparison,
     convolution,
     creation,
+    distance,
     division,
     functions,
     indexing,
     matmul,
     normalization,
+    padding,
     pointwise,
     pooling,
     reduction,
@@ -20,6 +22,7 @@ from trt_dynamo.aten_converters import (  # noqa: F401  the converters register 
     scatter,
     scan,
     sorting,
+    special,
     views,
 )
 from trt_dynamo.aten_converters.conversion import ConvertedNetwork, convert

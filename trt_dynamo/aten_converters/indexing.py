@@ -161,3 +161,15 @@ def masked_scatter(net: Network, x: Tensor, mask: Tensor, source: Tensor) -> Ten
     chosen = net.reshape(net.gather(flat, place, 0), x.shape)
     return net.where(mask, chosen, x)
 
+
+
+@converter(aten.take.default)
+def take(net: Network, x: Tensor, index: Tensor) -> Tensor:
+    count = product(x.shape)
+    return net.gather(net.reshape(x, (count,)), whole(net, index, count), 0)
+
+
+@converter(aten.put.default)
+def put(net: Network, x: Tensor, index: Tensor, source: Tensor, accumulate: bool = False) -> Tensor:
+    flat = net.reshape(x, (product(x.shape),))
+    return net.reshape(index_put(net, flat, [index], net.reshape(source, index.shape), accumulate), x.shape)

@@ -16,7 +16,9 @@ def numbers(sizes: Any, env: Any) -> list[int] | None:
     for size in sizes:
         dim = dim_of(size)
         if isinstance(dim, sympy.Expr):
-            dim = dim.xreplace({s: sympy.Integer(env.backed_var_to_val[s]) for s in dim.free_symbols if s in env.backed_var_to_val})
+            dim = dim.xreplace(
+                {s: sympy.Integer(env.backed_var_to_val[s]) for s in dim.free_symbols if s in env.backed_var_to_val}
+            )
             if not dim.is_number:
                 return None
         result.append(int(dim))
@@ -30,13 +32,18 @@ def memory_order(value: torch.Tensor) -> tuple[int, ...] | None:
     """
     env = shape_env_of([value, *value.stride()])
     sizes, strides = numbers(value.shape, env), numbers(value.stride(), env)
-    natural = tuple(range(value.ndim))
-    if sizes is None or strides is None or 0 in sizes:
+    if sizes is None or strides is None:
+        return tuple(range(value.ndim))
+    return dense_order(sizes, strides)
+
+
+def dense_order(sizes: list[int], strides: list[int]) -> tuple[int, ...] | None:
+    """`memory_order` of a tensor with these sizes and strides."""
+    natural = tuple(range(len(sizes)))
+    if 0 in sizes or is_dense(sizes, strides, natural):
         return natural
-    order = tuple(sorted(natural, key=lambda axis: (-strides[axis], axis)))
+    order = sorted(natural, key=lambda axis: (-strides[axis], axis))
     # A dim of size 1 may have any stride: it stays where it was.
-    if is_dense(sizes, strides, natural):
-        return natural
     wide = [axis for axis in order if sizes[axis] != 1]
     if not is_dense(sizes, strides, tuple(wide)):
         return None

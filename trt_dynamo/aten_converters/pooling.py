@@ -210,10 +210,10 @@ def register_adaptive(average: torch._ops.OpOverload, maximum: torch._ops.OpOver
     def adaptive_max_pool(net: Network, x: Tensor, size: Sequence[int]) -> tuple[Tensor, Tensor | None]:
         """Along each dim the elements of each window side by side, their number made equal by a repeated last one."""
         shape = net.result_shape()
-        if net.used[1]:
-            raise Unsupported("the indices of an adaptive maximum")
         if 0 in shape:
-            return net.full(shape, 0, x.dtype), None
+            return net.full(shape, 0, x.dtype), net.full(shape, 0, torch.int64)
+        if net.used[1]:
+            return adaptive_max_with_indices(net, x, shape, dims)
         if shape[-dims:] == (1,) * dims:
             return net.reduce("MAX", x, range(-dims, 0), keepdim=True), None
         w = even_windows(x, shape[-dims:])
@@ -224,6 +224,23 @@ def register_adaptive(average: torch._ops.OpOverload, maximum: torch._ops.OpOver
                 found = net.gather(x, window_elements(net, x.shape[axis], shape[axis]), axis)
                 x = net.reduce("MAX", found, [axis + 1])
         return x, None
+
+
+def adaptive_max_with_indices(net: Network, x: Tensor, shape: tuple[Dim, ...], dims: int) -> tuple[Tensor, Tensor]:
+    """The windows' elements at two dims for each of the input's, which one and which element; the first largest wins."""
+    outer, inner = x.ndim - dims, x.shape[-dims:]
+    values, places = x, net.scalar(0, torch.int64, 2 * dims)
+    for i in range(dims):
+        index = window_elements(net, inner[i], shape[outer + i])
+        values = net.gather(values, index, outer + 2 * i)
+        pitch = net.elementwise("PROD", index, product(inner[i + 1 :]))
+        spread = net.reshape(pitch, [d for j in range(dims) for d in (index.shape if i == j else (1, 1))])
+        places = net.elementwise("SUM", places, spread)
+    axes = [outer + 2 * i + 1 for i in range(dims)]
+    largest = net.reduce("MAX", values, axes, keepdim=True)
+    chosen = net.elementwise("OR", net.elementwise("EQUAL", values, largest), net.unary("ISNAN", values))
+    first = net.reduce("MIN", net.where(chosen, places, torch.iinfo(torch.int64).max), axes)
+    return net.squeeze(largest, axes), first
 
 
 def even_windows(x: Tensor, shape: tuple[Dim, ...]) -> Windows | None:

@@ -14,7 +14,6 @@ import trt_dynamo.operators.resampling  # noqa: F401  it defines the ops
 from trt_dynamo.aten_converters.network import Network, Tensor
 from trt_dynamo.aten_converters.pooling import product_along
 from trt_dynamo.aten_converters.registry import converter
-from trt_dynamo.aten_converters.views import padded
 from trt_dynamo.errors import Unsupported
 from trt_dynamo.profiles import Dim
 from trt_dynamo.trt import trt
@@ -143,7 +142,3 @@ def grid_sample(net: Network, x: Tensor, grid: Tensor, mode: int, padding: int, 
     layer.align_corners = align_corners
     return net.out(layer, shape=net.result_shape(), dtype=x.dtype)
 
-
-@converter(own.pad_circular.default)
-def pad_circular(net: Network, x: Tensor, amounts: Sequence[Dim]) -> Tensor:
-    return padded(net, x, amounts, "WRAP")

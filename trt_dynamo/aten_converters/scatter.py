@@ -74,6 +74,18 @@ def scatter_reduce(
     return combine(net, x, hits, net.unsqueeze(source, [axis]), axis + 1, how, include_self)
 
 
+@converter(aten.index_reduce.default)
+def index_reduce(
+    net: Network, x: Tensor, dim: int, index: Tensor, source: Tensor, how: str, *, include_self: bool = True
+) -> Tensor:
+    """`scatter_reduce` with one index for a whole slice."""
+    if x.ndim == 0:
+        return scatter_reduce(net, x, 0, net.reshape(index, ()), net.reshape(source, ()), how, include_self=include_self)
+    axis = dim % x.ndim
+    row = net.reshape(index, [index.shape[0] if i == axis else 1 for i in range(x.ndim)])
+    return scatter_reduce(net, x, axis, net.expand(row, source.shape), source, how, include_self=include_self)
+
+
 def cover(net: Network, x: Tensor, index: Tensor, source: Tensor, axis: int) -> tuple[Tensor, Tensor]:
     """Index and source brought to the size of `x` in the other dims; what is added writes nowhere."""
     source = net.slice(source, [0] * x.ndim, index.shape, [1] * x.ndim)
@@ -123,3 +135,43 @@ def linear(net: Network, rows: Tensor, sizes: Sequence[Dim]) -> Tensor:
     """Rows of places as places in the flattened dims."""
     pitch = [product(sizes[i + 1 :]) for i in range(len(sizes))]
     return net.reduce("SUM", net.elementwise("PROD", rows, net.numbers(pitch)), [-1])
+
+
+BAG_MODES = ("sum", "mean", "amax")
+
+
+@converter(aten._embedding_bag.default, aten._embedding_bag_forward_only.default)
+def embedding_bag(
+    net: Network,
+    weight: Tensor,
+    indices: Tensor,
+    offsets: Tensor,
+    scale_grad: bool = False,
+    mode: int = 0,
+    sparse: bool = False,
+    sample_weights: Tensor | None = None,
+    include_last: bool = False,
+    padding_idx: int = -1,
+) -> tuple[Tensor | None, ...]:
+    """A table of bags and indices says which rows of the weight each bag combines."""
+    if any(net.used[1:]):
+        raise Unsupported("what an embedding bag keeps for its gradient")
+    shape, count = net.result_shape(), indices.shape[0]
+    if net.most(product(shape)) * net.most(count) > LARGEST_TABLE:
+        raise Unsupported("embedding bags of so many indices: the table would be too large")
+    if 0 in shape or count == 0:
+        return net.full(shape, 0, weight.dtype), None, None, None
+    bags, place = shape[0], net.linspace((1, count), 0, (0, 1))
+    offsets = net.cast(offsets, torch.int64)
+    ends = offsets if include_last else net.cat([offsets, net.reshape(net.size_tensor(count), (1,))], 0)
+    start, end = (net.unsqueeze(net.narrow(ends, 0, i, bags), [1]) for i in (0, 1))
+    before = net.elementwise("LESS", place, start)
+    inside = net.elementwise("AND", net.logical_not(before), net.elementwise("LESS", place, end))
+    if padding_idx >= 0:
+        inside = net.elementwise("AND", inside, net.logical_not(net.elementwise("EQUAL", indices, padding_idx)))
+    rows = net.gather(weight, indices, 0)
+    if sample_weights is not None:
+        rows = net.elementwise("PROD", rows, net.unsqueeze(sample_weights, [1]))
+    nothing = net.full(shape, 0, weight.dtype)
+    result = combine(net, nothing, net.unsqueeze(inside, [2]), net.unsqueeze(rows, [0]), 1, BAG_MODES[mode], False)
+    return result, None, None, None

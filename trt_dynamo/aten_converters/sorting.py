@@ -5,6 +5,7 @@ Which of two equal elements comes first is open in TensorRT, as it is in torch f
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import torch
@@ -55,7 +56,11 @@ def topk(net: Network, x: Tensor, k: Dim, dim: int = -1, largest: bool = True, o
 
 @converter(aten.sort.default)
 def sort(net: Network, x: Tensor, dim: int = -1, descending: bool = False) -> tuple[Tensor, Tensor]:
-    return top(net, x, x.shape[dim], dim % x.ndim, largest=descending) if x.ndim else scalar(net, x)
+    if x.ndim == 0:
+        return scalar(net, x)
+    if net.most(x.shape[dim]) > LARGEST_K:
+        return by_rank(net, x, dim % x.ndim, descending)
+    return top(net, x, x.shape[dim], dim % x.ndim, largest=descending)
 
 
 @converter(aten.sort.stable)
@@ -71,7 +76,9 @@ def by_rank(net: Network, x: Tensor, axis: int, descending: bool) -> tuple[Tenso
     """A stable sort: an element's place is the number of those that go before it, equal ones among them."""
     size = x.shape[axis]
     if net.most(product(x.shape)) * net.most(size) > LARGEST_TABLE:
-        raise Unsupported(f"a stable order of up to {net.most(size)} elements")
+        raise Unsupported(f"the order of up to {net.most(size)} elements: TensorRT takes {LARGEST_K}, in an order that is not stable")
+    if 0 in x.shape:
+        return x, net.full(x.shape, 0, torch.int64)
     ahead, behind = net.unsqueeze(x, [axis]), net.unsqueeze(x, [axis + 1])
     op = "GREATER" if descending else "LESS"
     earlier = net.elementwise("LESS", net.linspace((1, size), 0, (0, 1)), net.linspace((size, 1), 0, (1, 0)))
@@ -110,6 +117,45 @@ def median(net: Network, x: Tensor) -> Tensor:
     return keep_nan(net, x, values, range(x.ndim), False)
 
 
+@converter(aten.nanmedian.dim)
+def nanmedian_dim(net: Network, x: Tensor, dim: int, keepdim: bool = False) -> tuple[Tensor, Tensor]:
+    """The lower of the two middle elements of those that are numbers: in order, with the others behind them."""
+    if not x.is_float or x.ndim == 0:
+        return median_dim(net, x, dim, keepdim)
+    axis = dim % x.ndim
+    unknown = net.unary("ISNAN", x)
+    values, places = sort(net, net.where(unknown, math.inf, x), axis)
+    known = net.reduce("SUM", net.cast(net.logical_not(unknown), torch.int64), [axis], keepdim=True)
+    middle = net.elementwise("FLOOR_DIV", net.elementwise("MAX", net.elementwise("SUB", known, 1), 0), 2)
+    value, place = (net.gather_elements(found, middle, axis) for found in (values, places))
+    value = net.where(net.elementwise("EQUAL", known, 0), math.nan, value)
+    return (value, place) if keepdim else (net.squeeze(value, [axis]), net.squeeze(place, [axis]))
+
+
+@converter(aten.nanmedian.default)
+def nanmedian(net: Network, x: Tensor) -> Tensor:
+    return nanmedian_dim(net, net.reshape(x, (product(x.shape),)), 0)[0]
+
+
+@converter(aten.mode.default)
+def mode(net: Network, x: Tensor, dim: int = -1, keepdim: bool = False) -> tuple[Tensor, Tensor]:
+    """The smallest of the most frequent elements, and the last place where it stands."""
+    if x.ndim == 0:
+        return scalar(net, x)
+    axis, size = dim % x.ndim, x.shape[dim]
+    if net.most(product(x.shape)) * net.most(size) > LARGEST_TABLE:
+        raise Unsupported(f"the most frequent of up to {net.most(size)} elements: the table would be too large")
+    number = net.cast(x, torch.int32) if x.dtype is torch.bool else x
+    same = net.elementwise("EQUAL", net.unsqueeze(number, [axis]), net.unsqueeze(number, [axis + 1]))
+    count = net.reduce("SUM", net.cast(same, torch.int64), [axis + 1])
+    often = net.elementwise("EQUAL", count, net.reduce("MAX", count, [axis], keepdim=True))
+    top_value = math.inf if x.is_float else torch.iinfo(number.dtype).max
+    value = net.reduce("MIN", net.where(often, number, net.scalar(top_value, number.dtype)), [axis], keepdim=True)
+    places = net.linspace(x.shape, 0, [1 if i == axis else 0 for i in range(x.ndim)])
+    place = net.reduce("MAX", net.where(net.elementwise("EQUAL", number, value), places, -1), [axis], keepdim)
+    return net.cast(value if keepdim else net.squeeze(value, [axis]), x.dtype), place
+
+
 def keep_nan(net: Network, x: Tensor, result: Tensor, dims: Sequence[int], keepdim: bool) -> Tensor:
     """NaN where one of the elements is."""
     if not x.is_float or not dims:
@@ -131,8 +177,17 @@ def bucketize(net: Network, x: Tensor | float, boundaries: Tensor, *, out_int32:
 
 @converter(aten.searchsorted.Tensor, aten.searchsorted.Scalar)
 def searchsorted(
-    net: Network, ordered: Tensor, x: Tensor | float, *, out_int32: bool = False, right: bool = False, side: str | None = None
+    net: Network,
+    ordered: Tensor,
+    x: Tensor | float,
+    *,
+    out_int32: bool = False,
+    right: bool = False,
+    side: str | None = None,
+    sorter: Tensor | None = None,
 ) -> Tensor:
+    if sorter is not None:
+        ordered = net.gather_elements(ordered, sorter, ordered.ndim - 1) if 0 not in ordered.shape else ordered
     x = x if isinstance(x, Tensor) else net.constant(torch.tensor(x))
     right = side == "right" if side else right
     if ordered.ndim == 1:
@@ -152,3 +207,12 @@ def count_before(net: Network, ordered: Tensor, x: Tensor, right: bool, dtype: t
     if not right:
         beyond = net.elementwise("OR", beyond, net.elementwise("EQUAL", ordered, column))
     return net.reduce("SUM", net.cast(net.logical_not(beyond), dtype), [-1])
+
+
+@converter(aten.repeat_interleave.Tensor)
+def repeat_interleave(net: Network, repeats: Tensor, *, output_size: Dim | None = None) -> Tensor:
+    """Each place as often as `repeats` says: a new place belongs to the first running sum beyond it."""
+    if output_size is None:
+        raise Unsupported("a result whose size depends on data")
+    ends = net.running_sum(net.cast(repeats, torch.int64), 0)
+    return net.cast(count_before(net, ends, net.linspace((output_size,), 0, (1,)), True, torch.int64), net.result_dtype())

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import torch
 
-from trt_dynamo.aten_converters.layout import memory_order
+from trt_dynamo.aten_converters.layout import dense_order, memory_order
 from trt_dynamo.aten_converters.network import Network, Tensor
 from trt_dynamo.aten_converters.registry import converter
 from trt_dynamo.aten_converters.shapes import is_static, maximum, minimum, modulo, product
@@ -19,12 +19,18 @@ aten = torch.ops.aten
 # -- shuffles ----------------------------------------------------------------------------------------------------------
 
 
-@converter(aten.view.default, aten._unsafe_view.default, aten.reshape.default, aten._reshape_alias.default)
+@converter(
+    aten.view.default,
+    aten._unsafe_view.default,
+    aten.reshape.default,
+    aten._reshape_alias.default,
+    aten.view_copy.default,
+)
 def view(net: Network, x: Tensor, size: Sequence[Dim], stride: object = None) -> Tensor:
     return net.reshape(x, net.result_shape())
 
 
-@converter(aten.permute.default)
+@converter(aten.permute.default, aten.permute_copy.default)
 def permute(net: Network, x: Tensor, dims: Sequence[int]) -> Tensor:
     return net.permute(x, dims)
 
@@ -104,6 +110,12 @@ def select(net: Network, x: Tensor, dim: int, index: Dim) -> Tensor:
     return net.gather(x, net.size_tensor(place), axis)
 
 
+@converter(aten.narrow_copy.default)
+def narrow_copy(net: Network, x: Tensor, dim: int, start: Dim, length: Dim) -> Tensor:
+    axis = dim % x.ndim
+    return net.narrow(x, axis, start_of(net, start, x.shape[axis]), length)
+
+
 def pieces(net: Network, x: Tensor, sizes: Sequence[Dim], axis: int) -> tuple[Tensor | None, ...]:
     """`x` cut along the axis; None for what nobody reads."""
     starts = [sum(sizes[:i], start=0) for i in range(len(sizes))]
@@ -123,7 +135,7 @@ def split(net: Network, x: Tensor, sizes: Dim | Sequence[Dim], dim: int = 0) -> 
     return pieces(net, x, [net.result_shape(i)[axis] for i in range(len(net.expected))], axis)
 
 
-@converter(aten.unbind.int)
+@converter(aten.unbind.int, aten.unbind_copy.int)
 def unbind(net: Network, x: Tensor, dim: int = 0) -> tuple[Tensor | None, ...]:
     return tuple(select(net, x, dim, i) if used else None for i, used in enumerate(net.used))
 
@@ -182,29 +194,45 @@ def unfold(net: Network, x: Tensor, dim: int, size: int, step: int) -> Tensor:
     return net.permute(windows, [*(i for i in range(windows.ndim) if i != axis + 1), axis + 1])
 
 
-@converter(aten.as_strided.default)
+@converter(aten.as_strided.default, aten.as_strided_copy.default)
 def as_strided(
     net: Network, x: Tensor, size: Sequence[Dim], stride: Sequence[Dim], offset: Dim | None = None
 ) -> Tensor:
     """Any strides over the memory of a dense tensor: a permuted reshape where they say so, else a look-up."""
-    memory = flat_memory(net, x)
-    value, shape = net.expected[0], net.result_shape()
-    order = memory_order(value) if not offset and product(shape) == product(x.shape) else None
+    memory = net.reshape(net.permute(x, dims_in_memory(net, x)), (product(x.shape),))
+    shape = net.result_shape()
+    whole = not offset and product(shape) == product(x.shape)
+    order = dense_order([net.seen(d) for d in shape], [net.seen(d) for d in stride]) if whole else None
     if order is not None:
         packed = net.reshape(memory, [shape[axis] for axis in order])
         return net.permute(packed, [order.index(axis) for axis in range(len(order))])
     return net.gather(memory, net.linspace(shape, offset or 0, stride), 0)
 
 
-def flat_memory(net: Network, x: Tensor) -> Tensor:
-    """The argument's whole memory as a 1-D tensor, in the order in which torch holds it."""
+def dims_in_memory(net: Network, x: Tensor) -> tuple[int, ...]:
+    """The order in which torch holds the dims of the first argument, which must own its whole memory."""
     assert net.node is not None
     value = net.node.args[0].meta["val"]  # type: ignore[union-attr]
     order = memory_order(value)
     held, needed = dim_of(value.untyped_storage().nbytes()), product(x.shape) * value.element_size()
     if order is None or value.storage_offset() != 0 or net.seen(held) != net.seen(needed):
         raise Unsupported("strides over a tensor that is itself a part of another")
-    return net.reshape(net.permute(x, order), (product(x.shape),))
+    return order
+
+
+@converter(aten.as_strided_scatter.default)
+def as_strided_scatter(
+    net: Network, x: Tensor, source: Tensor, size: Sequence[Dim], stride: Sequence[Dim], offset: Dim | None = None
+) -> Tensor:
+    if 0 in source.shape:
+        return x
+    order = dims_in_memory(net, x)
+    held = net.permute(x, order)
+    count = product(source.shape)
+    places = net.reshape(net.linspace(source.shape, offset or 0, stride), (count,))
+    memory = net.reshape(held, (product(x.shape),))
+    written = net.scatter(memory, places, net.reshape(net.cast(source, x.dtype), (count,)), 0)
+    return net.permute(net.reshape(written, held.shape), [order.index(axis) for axis in range(x.ndim)])
 
 
 # -- concatenations ----------------------------------------------------------------------------------------------------
@@ -272,31 +300,3 @@ def diagonal_scatter(
     written = net.scatter(flat, places, net.cast(source, x.dtype), len(outer))
     return net.permute(net.reshape(written, (*outer, rows, columns)), [order.index(axis) for axis in range(x.ndim)])
 
-
-# -- padding -----------------------------------------------------------------------------------------------------------
-
-
-def padded(net: Network, x: Tensor, pad: Sequence[Dim], mode: str, fill: Tensor | None = None) -> Tensor:
-    """`pad` holds two amounts for each of the last dims, the last dim first; a negative one cuts."""
-    start: list[Dim] = [0] * x.ndim
-    for i, amount in enumerate(pad[::2]):
-        start[-1 - i] = -amount
-    shape = net.result_shape()
-    if 0 in shape or 0 in x.shape:
-        return net.full(shape, 0 if fill is None or fill.value is None else fill.value.item(), x.dtype)
-    return net.slice(x, start, shape, [1] * x.ndim, mode, fill)
-
-
-@converter(aten.constant_pad_nd.default)
-def constant_pad(net: Network, x: Tensor, pad: Sequence[Dim], value: float = 0) -> Tensor:
-    return padded(net, x, pad, "FILL", net.scalar(value, x.dtype))
-
-
-@converter(aten.reflection_pad1d.default, aten.reflection_pad2d.default, aten.reflection_pad3d.default)
-def reflection_pad(net: Network, x: Tensor, pad: Sequence[Dim]) -> Tensor:
-    return padded(net, x, pad, "REFLECT")
-
-
-@converter(aten.replication_pad1d.default, aten.replication_pad2d.default, aten.replication_pad3d.default)
-def replication_pad(net: Network, x: Tensor, pad: Sequence[Dim]) -> Tensor:
-    return padded(net, x, pad, "CLAMP")
