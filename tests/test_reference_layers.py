@@ -842,10 +842,11 @@ def test_a_wrong_meaning_of_a_layer_shows_as_another_shape(monkeypatch: pytest.M
 
 
 def test_a_network_is_left_as_it_was() -> None:
-    """The evaluator gives layers their Python classes, and lets go of them: `type` means what it did."""
+    """The evaluator gives layers the classes of their types for as long as it reads them: `type` means what it did."""
     x = torch.randn(2, 3)
     net = single(x, lambda net, tensor: net.raw.add_activation(tensor, trt.ActivationType.RELU))
+    held = net.raw.get_layer(0)
     evaluator = Evaluator(net.raw)
-    assert net.raw.get_layer(0).type == trt.LayerType.ACTIVATION
+    assert held.type == net.raw.get_layer(0).type == trt.LayerType.ACTIVATION
     close(evaluator({"x": x})["y"], torch.relu(x))
     assert net.raw.get_layer(0).type == trt.LayerType.ACTIVATION

@@ -52,17 +52,25 @@ class Evaluator:
     def __init__(self, network: Any, constants: Mapping[str, Tensor] | None = None) -> None:
         with collected():
             graph = Graph(network, constants or {})
-            self.inputs = signatures([network.get_input(i) for i in range(network.num_inputs)])
-            self.outputs = signatures([network.get_output(i) for i in range(network.num_outputs)])
-            self.plan: list[Runnable] = graph.plan(list(self.outputs))
-            asserted = graph.assertions()
-            checks = graph.plan([str(layer.inputs[0]) for layer in asserted])
-            self.plan += [step for step in checks if step not in self.plan]
-            self.plan += [Step(layer, graph.constants) for layer in asserted]
+            try:
+                self.read(network, graph)
+            finally:
+                for layer in graph.layers:
+                    layer.let_go()
         self.unused = last_uses(self.plan, [*self.outputs])
         self.constants = {CPU: graph.constants}
         self.moved: dict[torch.device, dict[str, Tensor]] = {}
         self.kept: dict[torch.device, set[int]] = {}
+
+    def read(self, network: Any, graph: Graph) -> None:
+        """Makes the plan: what the outputs need, then the assertions."""
+        self.inputs = signatures([network.get_input(i) for i in range(network.num_inputs)])
+        self.outputs = signatures([network.get_output(i) for i in range(network.num_outputs)])
+        self.plan: list[Runnable] = graph.plan(list(self.outputs))
+        asserted = graph.assertions()
+        checks = graph.plan([str(layer.inputs[0]) for layer in asserted])
+        self.plan += [step for step in checks if step not in self.plan]
+        self.plan += [Step(layer, graph.constants) for layer in asserted]
 
     def __call__(self, inputs: Mapping[str, Tensor], intermediates: bool = False) -> dict[str, Tensor]:
         """The network's outputs by name, on the inputs' device; see `evaluate`."""

@@ -83,6 +83,7 @@ class Layer:
 
     def __init__(self, native: Any, constants: Mapping[str, Tensor]) -> None:
         self.native = native
+        self.plain = type(native) is trt.ILayer
         self.kind = layer_kind(native)
         self.name: str = native.name
         self.constants = constants
@@ -90,6 +91,11 @@ class Layer:
         self.output_tensors = [native.get_output(i) for i in range(native.num_outputs)]
         self.inputs: list[str | None] = [None if tensor is None else tensor.name for tensor in self.input_tensors]
         self.outputs: list[str] = [tensor.name for tensor in self.output_tensors]
+
+    def let_go(self) -> None:
+        """Gives TensorRT's object its class back: of a typed activation or pooling, `type` means something else."""
+        if self.plain:
+            self.native.__class__ = trt.ILayer
 
     @functools.cached_property
     def input_shapes(self) -> list[tuple[int, ...]]:
