@@ -56,3 +56,24 @@ def linear(net: Network, x: Tensor, weight: Tensor, bias: Tensor | None = None) 
     order = [*range(weight.ndim - 2), weight.ndim - 1, weight.ndim - 2]
     product = multiplied(net, x, net.permute(weight, order) if weight.ndim > 1 else weight)
     return product if bias is None else net.elementwise("SUM", product, bias)
+
+
+@converter(aten._addmm_activation.default)
+def addmm_activation(
+    net: Network, base: Tensor, a: Tensor, b: Tensor, *, beta: float = 1, alpha: float = 1, use_gelu: bool = False
+) -> Tensor:
+    total = scaled_sum(net, base, multiplied(net, a, b), beta, alpha)
+    return net.activation("GELU_TANH" if use_gelu else "RELU", total)
+
+
+@converter(aten.mm.dtype, aten.bmm.dtype)
+def matmul_to(net: Network, a: Tensor, b: Tensor, out_dtype: torch.dtype) -> Tensor:
+    """Half operands, float32 result: the products of halves are exact in float32."""
+    return multiplied(net, net.cast(a, out_dtype), net.cast(b, out_dtype))
+
+
+@converter(aten.addmm.dtype, aten.baddbmm.dtype)
+def addmm_to(
+    net: Network, base: Tensor, a: Tensor, b: Tensor, out_dtype: torch.dtype, *, beta: float = 1, alpha: float = 1
+) -> Tensor:
+    return scaled_sum(net, net.cast(base, out_dtype), matmul_to(net, a, b, out_dtype), beta, alpha)

@@ -186,6 +186,23 @@ def batch_norm_functional(
     return (*results, moved(net, running_mean, mean, momentum), moved(net, running_var, unbiased, momentum))
 
 
+@converter(aten._batch_norm_with_update_functional.default)
+def batch_norm_with_update(
+    net: Network,
+    x: Tensor,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    running_mean: Tensor,
+    running_var: Tensor,
+    momentum: float,
+    eps: float,
+) -> Results:
+    """As above, with one more result: what cuDNN keeps for its backward pass, here nothing."""
+    *results, mean, var = batch_norm_functional(net, x, weight, bias, running_mean, running_var, True, momentum, eps)
+    reserve = net.constant(torch.empty(0, dtype=net.result_dtype(3))) if net.used[3] else None
+    return (*results, reserve, mean, var)
+
+
 def moved(net: Network, old: Tensor, new: Tensor, momentum: float) -> Tensor:
     kept = net.elementwise("PROD", net.wide(old), 1 - momentum)
     return net.cast(net.elementwise("SUM", kept, net.elementwise("PROD", new, momentum)), old.dtype)

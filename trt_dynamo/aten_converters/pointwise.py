@@ -6,6 +6,10 @@ constant folding drops it), so floats are compared, which every device does alik
 
 from __future__ import annotations
 
+from typing import TypeAlias
+
+import math
+
 import sympy
 import torch
 from torch._ops import OpOverload
@@ -16,7 +20,7 @@ from trt_dynamo.aten_converters.registry import converter
 
 aten = torch.ops.aten
 
-Number = Operand | sympy.Expr
+Number: TypeAlias = Operand | sympy.Expr
 
 # Integers and bools come out as floats.
 FLOAT_UNARY = {
@@ -130,6 +134,22 @@ def isinf(net: Network, x: Tensor) -> Tensor:
     return net.unary("ISINF", x) if x.is_float else nowhere(net, x)
 
 
+@converter(aten.angle.default)
+def angle(net: Network, x: Tensor) -> Tensor:
+    """Of a real number: pi below zero, else 0; NaN of NaN."""
+    dtype = net.result_dtype()
+    turned = net.where(net.elementwise("LESS", x, 0), net.scalar(math.pi, dtype, x.ndim), net.scalar(0, dtype, x.ndim))
+    return net.where(isnan(net, x), x, turned) if x.is_float else turned
+
+
+@converter(aten.ldexp.Tensor)
+def ldexp(net: Network, x: Tensor, exponent: Tensor) -> Tensor:
+    """`x * 2 ** exponent`."""
+    dtype = net.result_dtype()
+    factor = net.elementwise("POW", 2.0, net.wide(net.cast(exponent, dtype)))
+    return net.cast(net.elementwise("PROD", net.wide(net.cast(x, dtype)), factor), dtype)
+
+
 def nowhere(net: Network, x: Tensor) -> Tensor:
     """False for each element, without shape arithmetic."""
     return net.elementwise("AND", net.cast(x, torch.bool), False)
@@ -154,7 +174,9 @@ def power(net: Network, base: Number, exponent: Number) -> Tensor:
         if abs(exponent) <= LARGEST_PRODUCT and exponent == int(exponent) and (exponent > 0 or wide.is_float):
             result = product_of(net, wide, abs(int(exponent)))
             return net.cast(result if exponent > 0 else net.unary("RECIP", result), dtype)
-    return net.cast(net.elementwise("POW", net.wide(net.operand(base, dtype)), net.wide(net.operand(exponent, dtype))), dtype)
+    return net.cast(
+        net.elementwise("POW", net.wide(net.operand(base, dtype)), net.wide(net.operand(exponent, dtype))), dtype
+    )
 
 
 def product_of(net: Network, x: Tensor, times: int) -> Tensor:

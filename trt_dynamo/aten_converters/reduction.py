@@ -196,17 +196,23 @@ def vector_norm(
     net: Network, x: Tensor, order: float = 2, dims: Dims = None, keepdim: bool = False, *, dtype: torch.dtype | None = None
 ) -> Tensor:
     result = net.result_dtype()
-    axes, size = axes_of(x, dims), net.unary("ABS", net.wide(net.cast(x, result)))
+    return net.cast(norm_of(net, net.wide(net.cast(x, result)), order, axes_of(x, dims), keepdim), result)
+
+
+def norm_of(net: Network, x: Tensor, order: float, axes: Sequence[int], keepdim: bool = False) -> Tensor:
+    """`sum(|x| ** order) ** (1 / order)`, at its limits the largest, the least, and the count of what is not zero."""
+    size = net.unary("ABS", x)
     if order in (math.inf, -math.inf):
-        return net.cast(extreme_of(net, "MAX" if order > 0 else "MIN", size, axes, keepdim), result)
+        return extreme_of(net, "MAX" if order > 0 else "MIN", size, axes, keepdim)
     if order == 0:
         there = net.cast(net.logical_not(net.elementwise("EQUAL", size, 0.0)), size.dtype)
-        return net.cast(net.reduce("SUM", there, axes, keepdim), result)
-    powers = size if order == 1 else net.elementwise("PROD", size, size) if order == 2 else net.elementwise("POW", size, float(order))
-    total = net.reduce("SUM", powers, axes, keepdim)
-    if order not in (1, 2):
-        total = net.elementwise("POW", total, 1 / order)
-    return net.cast(net.unary("SQRT", total) if order == 2 else total, result)
+        return net.reduce("SUM", there, axes, keepdim)
+    if order == 1:
+        return net.reduce("SUM", size, axes, keepdim)
+    if order == 2:
+        return net.unary("SQRT", net.reduce("SUM", net.elementwise("PROD", size, size), axes, keepdim))
+    total = net.reduce("SUM", net.elementwise("POW", size, float(order)), axes, keepdim)
+    return net.elementwise("POW", total, 1 / order)
 
 
 @converter(aten.logsumexp.default)
