@@ -121,7 +121,28 @@ def step(optimizer: type[torch.optim.Optimizer], **options: Any) -> Callable[[nn
     return change
 
 
+def write_through_data(model: nn.Module) -> None:
+    model.linear.weight.data.mul_(3).add_(1)
+
+
+def copy_into_data(model: nn.Module) -> None:
+    model.linear.bias.data.copy_(torch.randn(6))
+
+
+def merge_a_delta(model: nn.Module) -> None:
+    model.linear.weight.data += torch.randn(6, 1) @ torch.randn(1, 6)
+
+
+def write_a_slice_of_data(model: nn.Module) -> None:
+    model.linear.weight.data[1:3, 2] = 9
+
+
+def write_through_numpy(model: nn.Module) -> None:
+    model.linear.weight.detach().numpy()[0, 0] = 50
+
+
 CHANGES = [
+    write_through_data, copy_into_data, merge_a_delta, write_a_slice_of_data, write_through_numpy,
     in_place, in_inference_mode, slice_in_place, buffer_in_place, load_state_dict, load_state_dict_assign, assign_data,
     new_parameter, vector_to_parameters, swap_tensors,
     step(torch.optim.SGD, lr=0.5), step(torch.optim.SGD, lr=0.5, fused=True), step(torch.optim.SGD, lr=0.5, foreach=True),

@@ -89,6 +89,7 @@ def segment_module(segment: Segment, device: torch.device, settings: Settings) -
         functools.partial(make_engine, segment, device, settings),
         digest,
         settings,
+        device,
     )
 
 

@@ -29,6 +29,7 @@ PREFIX = "TRT_DYNAMO_"
 
 Runtime = Literal["auto", "tensorrt", "reference", "eager"]
 Flavor = Literal["auto", "tensorrt", "tensorrt_rtx"]
+WeightsCheck = Literal["auto", "observed", "always"]
 Rebuild = Literal["background", "sync", "never"]
 Compile = Literal["sync", "background"]
 CacheMode = Literal["on", "readonly", "refresh", "off"]
@@ -106,6 +107,11 @@ class Settings:
     workspace: int | None = setting(None, "the largest scratch memory of an engine", engine=True, unit="bytes", low=1)
     max_weight_sets: int = setting(
         4, "how many sets of weights (a model, its EMA copy, ...) get engines of their own", low=1
+    )
+    weights_check: WeightsCheck = setting(
+        "auto",
+        "how a change of weights is noticed at a call: `observed` (versions, addresses, optimizer steps; misses writes "
+        "through `.data` or NumPy), `always` (reads every weight), `auto` (`always` on the CPU, `observed` on a GPU)",
     )
     rebuild_after: int = setting(
         8, "after a change of weights, how many calls with the same weights run in eager before the engine is rebuilt"

@@ -85,10 +85,10 @@ class WeightSet:
             and [t.data_ptr() for t in tensors] == seen.pointers
         )
 
-    def refresh(self, tensors: Sequence[torch.Tensor]) -> bool:
-        """Reads the content of whatever may have changed. True if any of it did."""
+    def refresh(self, tensors: Sequence[torch.Tensor], *, everything: bool = False) -> bool:
+        """Reads the content of whatever may have changed, or of everything. True if any of it did."""
         now, before = observe(tensors), self.seen
-        stepped = now.steps != before.steps
+        stepped = everything or now.steps != before.steps
         changed = False
         for index, tensor in enumerate(tensors):
             moved = now.versions[index] != before.versions[index] or now.pointers[index] != before.pointers[index]

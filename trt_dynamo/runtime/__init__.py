@@ -57,6 +57,7 @@ class SegmentModule(torch.nn.Module):
         make_engine: MakeEngine,
         digest: Callable[[torch.Tensor], str],
         settings: Settings,
+        device: torch.device,
     ) -> None:
         super().__init__()
         self.name = name
@@ -67,6 +68,8 @@ class SegmentModule(torch.nn.Module):
         self.settings = settings
         self.values = [node.meta["val"] for node in module.graph.nodes if node.op == "placeholder"]
         self.ranges: Ranges = ranges_of(self.values)
+        check = settings.weights_check
+        self.reads_weights = bool(positions) and (check == "always" or (check == "auto" and device.type == "cpu"))
         self.lock = threading.RLock()
         self.slots: dict[tuple[int, ...], Slot] = {}
         self.shared: Slot | None = None  # for more sets of weights than get engines of their own
@@ -102,14 +105,10 @@ class SegmentModule(torch.nn.Module):
 
     def slot_for(self, tensors: Sequence[torch.Tensor]) -> tuple[Slot | None, str]:
         """The slot for these weights, or why there is none. Its engine, if it has one, holds exactly these."""
-        slot = self.slots.get(identity(tensors))
-        if (
-            slot is not None
-            and slot.engine is not None
-            and slot.weights is not None
-            and slot.weights.is_unchanged(tensors)
-        ):
-            return slot, ""
+        slot = self.slots.get(identity(tensors)) if not self.reads_weights else None
+        if slot is not None and slot.engine is not None and slot.weights is not None:
+            if slot.weights.is_unchanged(tensors):
+                return slot, ""
         if self.broken is not None:
             return None, self.broken
         if self.failure is not None:
@@ -130,7 +129,8 @@ class SegmentModule(torch.nn.Module):
             self.moved.discard(key)
             self.note_change()
         assert slot.weights is not None
-        if not slot.weights.is_unchanged(tensors) and slot.weights.refresh(tensors):
+        doubt = self.reads_weights or not slot.weights.is_unchanged(tensors)
+        if doubt and slot.weights.refresh(tensors, everything=self.reads_weights):
             if slot.engine is not None:
                 self.note_change()
             slot.engine, slot.calm = None, 0

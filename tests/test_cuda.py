@@ -1,0 +1,172 @@
+"""The backend on a CUDA device, with the stand-in engine: memory, streams, threads, weights. Run by hand: make test-cuda."""
+
+from __future__ import annotations
+
+import copy
+import threading
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from benchmarks.models import MODELS
+from tests.compiled import assert_same, compiled
+from tests.test_models import SMALL, relative_error
+from trt_dynamo.reports import report
+
+pytestmark = [pytest.mark.cuda, pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")]
+
+
+@pytest.mark.parametrize("name", SMALL)
+def test_models_equal_eager(name: str) -> None:
+    model, args = MODELS[name](**SMALL[name])
+    model, args = model.cuda(), tuple(arg.cuda() for arg in args)
+    fast = compiled(model)
+    with torch.no_grad():
+        assert relative_error(fast(*args), model(*args)) < 1e-3
+        assert relative_error(fast(*args), model(*args)) < 1e-3
+    assert report()["eager_calls"] == 0 and report()["engine_calls"] == 2
+
+
+def test_unaligned_and_strided_inputs() -> None:
+    def f(x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        return x.exp() + 1, x.transpose(0, 1) * 2
+
+    buffer = torch.randn(1000, device="cuda")
+    inputs = [
+        buffer[1:25].view(4, 6),
+        torch.randn(6, 4, device="cuda").t(),
+        torch.randn(6, 8, device="cuda")[:, ::2],
+        torch.randn(1, 4, device="cuda").expand(6, 4),
+    ]
+    with torch.no_grad():
+        for x in inputs:
+            torch._dynamo.reset()
+            assert_same(compiled(f)(x), f(x))
+
+
+def test_side_streams_and_the_default_stream() -> None:
+    model = nn.Sequential(nn.Linear(256, 512), nn.GELU(), nn.Linear(512, 256)).cuda()
+    fast = compiled(model)
+    streams = [torch.cuda.Stream() for _ in range(3)]
+    with torch.no_grad():
+        x = torch.randn(64, 256, device="cuda")
+        fast(x)
+        for round_ in range(20):
+            torch.cuda.synchronize()
+            results = []
+            for stream in streams:
+                with torch.cuda.stream(stream):
+                    y = x * (round_ + 1)
+                    results.append((fast(y), model(y)))
+            results.append((fast(x + round_), model(x + round_)))
+            torch.cuda.synchronize()
+            for ours, eager in results:
+                assert_same(ours, eager)
+
+
+def test_results_outlive_their_stream_and_memory_is_not_reused_early() -> None:
+    def f(x: torch.Tensor) -> torch.Tensor:
+        return (x * 2 + 1).exp().log()
+
+    fast = compiled(f)
+    with torch.no_grad():
+        expected, ours = [], []
+        for i in range(50):
+            x = torch.full((1000, 1000), float(i % 7), device="cuda")
+            ours.append(fast(x)[0, 0])
+            expected.append(2.0 * (i % 7) + 1)
+            del x
+        assert_same(torch.stack(ours).cpu(), torch.tensor(expected))
+
+
+def test_threads_share_an_engine() -> None:
+    model = nn.Sequential(nn.Linear(64, 64), nn.ReLU(), nn.Linear(64, 64)).cuda()
+    fast = compiled(model)
+    with torch.no_grad():
+        fast(torch.randn(8, 64, device="cuda"))
+    errors: list[BaseException] = []
+
+    def work() -> None:
+        try:
+            with torch.no_grad(), torch.cuda.stream(torch.cuda.Stream()):
+                for _ in range(20):
+                    x = torch.randn(8, 64, device="cuda")
+                    assert_same(fast(x), model(x))
+        except BaseException as error:
+            errors.append(error)
+
+    threads = [threading.Thread(target=work) for _ in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert not errors, errors[0]
+
+
+@pytest.mark.parametrize("options", [{}, {"foreach": True}, {"fused": True}])
+def test_weights_that_change_on_the_device(options: dict[str, Any]) -> None:
+    eager = nn.Sequential(nn.Linear(16, 32), nn.GELU(), nn.Linear(32, 4)).cuda()
+    model = copy.deepcopy(eager)
+    fast = compiled(model, rebuild_after=2)
+    optimizers = [torch.optim.AdamW(m.parameters(), lr=0.1, **options) for m in (model, eager)]
+    for _ in range(3):
+        x = torch.randn(8, 16, device="cuda")
+        for run, optimizer in zip((fast, eager), optimizers, strict=True):
+            optimizer.zero_grad()
+            run(x).square().sum().backward()
+            optimizer.step()
+        with torch.no_grad():
+            for _ in range(4):
+                assert_same(fast(x), eager(x))
+    assert report()["engine_calls"] > 0
+
+
+def test_mutations_and_aliases() -> None:
+    def f(x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        x.mul_(2)
+        y = x.exp() + 1
+        return y, y[0]
+
+    x = torch.randn(4, 5, device="cuda")
+    z = x.clone()
+    with torch.no_grad():
+        ours, eager = compiled(f)(x), f(z)
+        assert_same(ours, eager)
+        assert_same(x, z)
+        ours[0].zero_()
+    assert_same(ours[1], torch.zeros(5, device="cuda"))
+
+
+def test_a_scalar_on_the_cpu_beside_tensors_on_the_device() -> None:
+    def f(x: torch.Tensor, s: torch.Tensor) -> torch.Tensor:
+        return x * s + torch.tensor(2.0)
+
+    x, s = torch.randn(4, device="cuda"), torch.tensor(3.0)
+    with torch.no_grad():
+        assert_same(compiled(f)(x, s), f(x, s))
+
+
+def test_dynamic_sizes() -> None:
+    model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.ReLU(), nn.AdaptiveAvgPool2d(1)).cuda().eval()
+    fast = compiled(model)
+    with torch.no_grad():
+        for batch, size in ((4, 16), (3, 17), (9, 40), (70, 33), (2, 21)):
+            x = torch.randn(batch, 3, size, size, device="cuda")
+            torch.testing.assert_close(fast(x), model(x), rtol=1e-3, atol=1e-3)
+
+
+def test_no_call_synchronizes_the_device() -> None:
+    model = nn.Sequential(nn.Linear(64, 64), nn.ReLU()).cuda()
+    fast = compiled(model)
+    x = torch.randn(8, 64, device="cuda")
+    with torch.no_grad():
+        for _ in range(3):
+            fast(x)
+        torch.cuda.set_sync_debug_mode("error")
+        try:
+            for _ in range(3):
+                fast(x)
+        finally:
+            torch.cuda.set_sync_debug_mode("default")
