@@ -9,10 +9,11 @@ from typing import TYPE_CHECKING, Any
 import sympy
 import torch
 from torch.fx import Node
+from torch.utils._sympy.value_ranges import bound_sympy
 
 from trt_dynamo.aten_converters.shapes import is_static, product
 from trt_dynamo.errors import Unsupported
-from trt_dynamo.profiles import Dim, dim_of, dim_range, range_of, shape_env_of
+from trt_dynamo.profiles import LARGEST, Dim, dim_of, dim_range, finite, range_of, shape_env_of
 from trt_dynamo.trt import has, to_trt, trt
 
 if TYPE_CHECKING:
@@ -48,6 +49,14 @@ class Arrangement:
             return dim
         env = self.shape_env()
         return dim_range(dim, {symbol: range_of(symbol, env) for symbol in dim.free_symbols}).max
+
+    def largest(self, dim: Dim) -> int:
+        """The largest that `dim` can ever be: what torch knows of it, and at most what TensorRT can hold."""
+        if isinstance(dim, int):
+            return dim
+        ranges = self.shape_env().var_to_range
+        upper = bound_sympy(dim, {s: ranges[s] for s in dim.free_symbols if s in ranges}).upper
+        return min(finite(upper, LARGEST), LARGEST)
 
     def shape_env(self) -> Any:
         """The ShapeEnv behind the symbols of the node under conversion."""
@@ -178,7 +187,9 @@ class Arrangement:
         one = self.reshape(self.operand(value, dtype, len(shape)), (1,) * len(shape))
         return self.expand(one, shape)
 
-    def linspace(self, shape: Sequence[Dim], start: Dim, steps: Sequence[Dim], dtype: torch.dtype = torch.int64) -> Tensor:
+    def linspace(
+        self, shape: Sequence[Dim], start: Dim, steps: Sequence[Dim], dtype: torch.dtype = torch.int64
+    ) -> Tensor:
         """A tensor whose element at `index` is `start + sum(steps[d] * index[d])`; of float32, int32 or int64."""
         layer = self.raw.add_fill(tuple(shape) if is_static(shape) else (1,), trt.FillOperation.LINSPACE, to_trt(dtype))
         if layer is None:

@@ -11,7 +11,6 @@ from trt_dynamo.aten_converters.functions import logaddexp
 from trt_dynamo.aten_converters.network import Network, Tensor
 from trt_dynamo.aten_converters.pointwise import isnan
 from trt_dynamo.aten_converters.registry import converter
-from trt_dynamo.errors import Unsupported
 
 aten = torch.ops.aten
 
@@ -27,13 +26,11 @@ def cumsum(net: Network, x: Tensor, dim: int, *, dtype: torch.dtype | None = Non
 def scan(net: Network, xs: tuple[Tensor, ...], fills: tuple[float, ...], axis: int, step: Step) -> tuple[Tensor, ...]:
     """Each element with all before it, by an associative `step(before, after)`; the fills change nothing as `before`.
 
-    After k rounds each element holds what the 2**k elements up to it make.
+    After k rounds each element holds what the 2**k elements up to it make. A dim without a known end takes 31 of them.
     """
-    size = xs[0].shape[axis]
-    if not isinstance(size, int):
-        raise Unsupported("a scan along a symbolic dim: how many steps it takes is not known")
+    longest = net.largest(xs[0].shape[axis])
     reach = 1
-    while reach < size:
+    while reach < longest:
         starts = [-reach if i == axis else 0 for i in range(xs[0].ndim)]
         before = tuple(
             net.slice(x, starts, x.shape, [1] * x.ndim, "FILL", net.scalar(fill, x.dtype)) for x, fill in zip(xs, fills, strict=True)
