@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import TypeAlias
+
 import sympy
 import torch
 from torch._prims_common import ELEMENTWISE_TYPE_PROMOTION_KIND as Kind
@@ -12,7 +14,7 @@ from trt_dynamo.aten_converters.registry import converter
 
 aten = torch.ops.aten
 
-Number = Operand | sympy.Expr
+Number: TypeAlias = Operand | sympy.Expr
 
 
 @converter(aten.trunc.default)
@@ -97,20 +99,25 @@ def differs_in_sign(net: Network, rest: Tensor, b: Tensor) -> Tensor:
 
 
 def exact_fmod(net: Network, a: Tensor, b: Tensor) -> Tensor:
-    """`a - q * b` for the whole quotient `q`, without the error of that product: exact for quotients up to 2**23.
-
-    The product is had as a sum of two floats (Dekker's product), so the quotient's own rounding shows in the rest, as a
-    rest outside [0, b), and is mended.
-    """
+    """`a - q * b` for the whole quotient `q`, exact for quotients up to 2**45: by a large multiple first, then by `b`."""
     size, divisor = net.unary("ABS", a), net.unary("ABS", b)
+    rest = rest_of(net, rest_of(net, size, net.elementwise("PROD", divisor, 2.0**22)), divisor)
+    return net.where(signbit(net, a), net.unary("NEG", rest), rest)
+
+
+def rest_of(net: Network, size: Tensor, divisor: Tensor) -> Tensor:
+    """The rest of a division of positive floats, exact for quotients up to 2**23.
+
+    The product is had as a sum of two floats (Dekker's product), so the quotient's own rounding shows as a rest that is
+    negative or too large, and is mended.
+    """
     quotient = net.unary("FLOOR", net.elementwise("DIV", size, divisor))
     high, low = exact_product(net, quotient, divisor)
     rest = net.elementwise("SUB", net.elementwise("SUB", size, high), low)
     rest = net.where(net.elementwise("LESS", rest, 0), net.elementwise("SUM", rest, divisor), rest)
     rest = net.where(net.elementwise("LESS", rest, divisor), rest, net.elementwise("SUB", rest, divisor))
     # A smaller dividend is the rest itself, of an infinite divisor too.
-    rest = net.where(net.elementwise("LESS", size, divisor), size, rest)
-    return net.where(signbit(net, a), net.unary("NEG", rest), rest)
+    return net.where(net.elementwise("LESS", size, divisor), size, rest)
 
 
 def exact_product(net: Network, a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:

@@ -139,14 +139,13 @@ def atan2(net: Network, y: Tensor, x: Tensor) -> Tensor:
 
 @formula(aten.hypot.default)
 def hypot(net: Network, a: Tensor, b: Tensor) -> Tensor:
-    """`large * sqrt(1 + (small / large) ** 2)`, which does not overflow."""
+    """`large * sqrt(1 + (small / large) ** 2)`, which does not overflow; infinite beside anything infinite, NaN too."""
     a, b = net.unary("ABS", a), net.unary("ABS", b)
     small, large = extreme(net, a, b, "LESS"), extreme(net, a, b, "GREATER")
-    plain = net.elementwise("OR", net.elementwise("EQUAL", large, 0.0), net.unary("ISINF", large))
-    ratio = net.elementwise("DIV", small, net.where(plain, 1.0, large))
-    ratio = net.where(plain, 0.0, ratio)
+    ratio = net.elementwise("DIV", small, net.where(net.elementwise("EQUAL", large, 0.0), 1.0, large))
     root = net.unary("SQRT", net.elementwise("SUM", net.elementwise("PROD", ratio, ratio), 1.0))
-    return net.elementwise("PROD", large, root)
+    infinite = net.elementwise("OR", net.unary("ISINF", a), net.unary("ISINF", b))
+    return net.where(infinite, math.inf, net.elementwise("PROD", large, root))
 
 
 @formula(aten.sinc.default)
