@@ -34,7 +34,7 @@ class Arrangement:
         return tuple(dim_of(d) for d in self.expected[index].shape)
 
     def seen(self, dim: Dim) -> int:
-        """The size that `dim` had while tracing: torch's guards make every comparison of sizes come out as it did then."""
+        """What `dim` was while tracing: torch's guards make every comparison of sizes come out as it did then."""
         if isinstance(dim, int):
             return dim
         known = self.shape_env().backed_var_to_val
@@ -152,7 +152,7 @@ class Arrangement:
         mode: str = "STRICT_BOUNDS",
         fill: Tensor | None = None,
     ) -> Tensor:
-        """An `ISliceLayer`: `size[i]` elements from `start[i]` on, every `stride[i]`-th. `mode` is a name of `SampleMode`."""
+        """An `ISliceLayer`: `size[i]` elements from `start[i]` on, `stride[i]` apart. `mode`: a `SampleMode`'s name."""
         shape = tuple(size)
         axes = [i for i in range(x.ndim) if start[i] != 0 or stride[i] != 1 or size[i] != x.shape[i]]
         if not axes:

@@ -1,6 +1,6 @@
 """Convolution and its transpose: `IConvolutionLayer`, `IDeconvolutionLayer`.
 
-The kernel and the bias stay constants of their own, in torch's layout, which is also TensorRT's; so each can be refitted.
+Kernel and bias stay constants of their own, in torch's layout, which is also TensorRT's: each can be refitted.
 """
 
 from __future__ import annotations
@@ -58,7 +58,7 @@ def convolution(
         sizes = [[first, *s] for first, s in zip((1, 0, 1, 0), sizes, strict=True)]
         x, weight, shape = net.unsqueeze(x, [2]), net.unsqueeze(weight, [2]), (*shape[:2], 1, *shape[2:])
     make = deconvolve if transposed else convolve
-    result = make(net, x, weight, bias, Geometry(*sizes, groups, shape))
+    result = make(net, x, weight, bias, Geometry(sizes[0], sizes[1], sizes[2], sizes[3], groups, shape))
     return net.squeeze(result, [2]) if spatial == 1 else result
 
 
@@ -78,7 +78,10 @@ def deconvolve(net: Network, x: Tensor, weight: Tensor, bias: Tensor | None, geo
         bias = bias and net.cast(bias, torch.float32)
     if is_rtx() and max(geometry.stride) > 1 and max(geometry.dilation) > 1:
         # Nor kernels for strides and dilation at once: the kernel itself gets zeros between its elements.
-        weight, geometry = dilate(net, weight, geometry.dilation), dataclasses.replace(geometry, dilation=[1] * len(geometry.dilation))
+        weight, geometry = (
+            dilate(net, weight, geometry.dilation),
+            dataclasses.replace(geometry, dilation=[1] * len(geometry.dilation)),
+        )
     cuts = [cut - more for cut, more in zip(geometry.padding, geometry.output_padding, strict=True)]
     grows = min(cuts) < 0
     maps = int(weight.shape[1]) * geometry.groups
@@ -108,7 +111,10 @@ def kernel_size(weight: Tensor) -> list[int]:
 
 
 def give(
-    layer: trt.IConvolutionLayer | trt.IDeconvolutionLayer | None, weight: Tensor, bias: Tensor | None, geometry: Geometry
+    layer: trt.IConvolutionLayer | trt.IDeconvolutionLayer | None,
+    weight: Tensor,
+    bias: Tensor | None,
+    geometry: Geometry,
 ) -> None:
     """What both layers take, the kernel and the bias as tensors."""
     if layer is None:

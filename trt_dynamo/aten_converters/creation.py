@@ -47,7 +47,9 @@ def arange(
     numbers = [number for number in (start, end, step) if not isinstance(number, sympy.Expr)]
     if len(numbers) == 3 and is_static(shape) and int(shape[0]) <= LARGEST_CONSTANT:
         return net.constant(torch.arange(*numbers, dtype=result))
-    return net.cast(net.linspace(shape, start, [step], torch.float32 if result.is_floating_point else torch.int64), result)
+    return net.cast(
+        net.linspace(shape, start, [step], torch.float32 if result.is_floating_point else torch.int64), result
+    )
 
 
 @converter(aten.tril_indices.default)

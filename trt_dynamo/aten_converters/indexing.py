@@ -87,7 +87,7 @@ def index(net: Network, x: Tensor, indices: Sequence[Tensor | None]) -> Tensor:
         place = indices[axis]
         assert place is not None
         return net.gather(x, whole(net, place, x.shape[axis]), axis)
-    front, order, rows = indexed_first(net, x, indices)
+    front, _, rows = indexed_first(net, x, indices)
     shape = [*rows.shape[:-1], *front.shape[len(axes) :]]
     found = net.gather_nd(front, rows)
     # Indices that stand side by side put their dims in their own place, others in front.
@@ -105,8 +105,8 @@ def index(net: Network, x: Tensor, indices: Sequence[Tensor | None]) -> Tensor:
 def scatter(net: Network, x: Tensor, dim: int, index: Tensor, source: Tensor | Dim | float) -> Tensor:
     """torch leaves open which of two writes to one place wins, as TensorRT does."""
     if x.ndim == 0 or index.ndim == 0:
-        flat = [net.unsqueeze_to(t, 1) if isinstance(t, Tensor) else t for t in (x, index, source)]
-        return net.reshape(scatter(net, flat[0], 0, flat[1], flat[2]), x.shape)
+        written = net.unsqueeze_to(source, 1) if isinstance(source, Tensor) else source
+        return net.reshape(scatter(net, net.unsqueeze_to(x, 1), 0, net.unsqueeze_to(index, 1), written), x.shape)
     if product(index.shape) == 0:
         return x
     if isinstance(source, Tensor):
@@ -117,7 +117,9 @@ def scatter(net: Network, x: Tensor, dim: int, index: Tensor, source: Tensor | D
 
 
 @converter(aten.index_put.default, aten._unsafe_index_put.default)
-def index_put(net: Network, x: Tensor, indices: Sequence[Tensor | None], values: Tensor, accumulate: bool = False) -> Tensor:
+def index_put(
+    net: Network, x: Tensor, indices: Sequence[Tensor | None], values: Tensor, accumulate: bool = False
+) -> Tensor:
     values = net.cast(values, x.dtype)
     masks = [place for place in indices if place is not None and place.dtype is torch.bool]
     if masks:
@@ -129,7 +131,9 @@ def index_put(net: Network, x: Tensor, indices: Sequence[Tensor | None], values:
     # `values` lie as the result of reading would; side by side, the indices' dims stand at their own place in it.
     before = order[0] if order[:depth] == list(range(order[0], order[0] + depth)) else 0
     read = [*shape[taken : taken + before], *shape[:taken], *shape[taken + before :]]
-    values = net.permute(net.expand(values, read), [*range(before, before + taken), *range(before), *range(before + taken, len(read))])
+    values = net.permute(
+        net.expand(values, read), [*range(before, before + taken), *range(before), *range(before + taken, len(read))]
+    )
     written = add_rows(net, front, rows, values) if accumulate else net.scatter_nd(front, rows, values)
     return net.permute(written, [order.index(axis) for axis in range(x.ndim)])
 
@@ -160,7 +164,6 @@ def masked_scatter(net: Network, x: Tensor, mask: Tensor, source: Tensor) -> Ten
     flat = net.reshape(source, (product(source.shape),))
     chosen = net.reshape(net.gather(flat, place, 0), x.shape)
     return net.where(mask, chosen, x)
-
 
 
 @converter(aten.take.default)

@@ -1,4 +1,4 @@
-"""Pooling: `IPoolingLayer` where it has torch's meaning, strided slices where it has not (dilation, integers, indices)."""
+"""Pooling: `IPoolingLayer` where it means what torch does, else strided slices (dilation, integers, indices)."""
 
 from __future__ import annotations
 
@@ -41,7 +41,13 @@ class Windows:
 
 
 def windows(
-    net: Network, size: Sequence[int], stride: Sequence[int], padding: Sequence[int], dilation: Sequence[int], ceil: bool, dims: int
+    net: Network,
+    size: Sequence[int],
+    stride: Sequence[int],
+    padding: Sequence[int],
+    dilation: Sequence[int],
+    ceil: bool,
+    dims: int,
 ) -> Windows:
     size, padding, dilation = (list(s) * (dims if len(s) == 1 else 1) for s in (size, padding, dilation))
     stride = list(stride) * (dims if len(stride) == 1 else 1) or size
@@ -53,7 +59,7 @@ def listed(value: int | Sequence[int]) -> Sequence[int]:
 
 
 def pool(net: Network, x: Tensor, kind: str, w: Windows, *, exclude_padding: bool = True) -> Tensor:
-    """The layer over the last dims. torch, unlike TensorRT, drops a window that begins beyond the first padding and the input."""
+    """The layer over the last dims. torch drops a window that begins beyond the input; TensorRT does not."""
     dims = len(w.size)
     outer, inner = x.shape[:-dims], x.shape[-dims:]
     batched = x if x.ndim == dims + 2 else net.unsqueeze(x, [0])
@@ -106,7 +112,7 @@ def lowest(dtype: torch.dtype) -> float | int:
 
 
 def sliced_max(net: Network, x: Tensor, w: Windows) -> tuple[Tensor, Tensor | None]:
-    """The maximum over the windows' elements, one slice for each; with indices the first largest, or the last NaN, as in torch."""
+    """The maximum over the windows' elements, a slice for each; of indices, the first largest or the last NaN's."""
     if math.prod(w.size) > LARGEST_SLICED:
         raise Unsupported(f"a window of {math.prod(w.size)} elements with dilation, integers or indices")
     dims, wants_index = len(w.size), net.used[1]
@@ -227,7 +233,7 @@ def register_adaptive(average: torch._ops.OpOverload, maximum: torch._ops.OpOver
 
 
 def adaptive_max_with_indices(net: Network, x: Tensor, shape: tuple[Dim, ...], dims: int) -> tuple[Tensor, Tensor]:
-    """The windows' elements at two dims for each of the input's, which one and which element; the first largest wins."""
+    """Each of the input's dims becomes two, which window and which element of it; the first largest wins."""
     outer, inner = x.ndim - dims, x.shape[-dims:]
     values, places = x, net.scalar(0, torch.int64, 2 * dims)
     for i in range(dims):
@@ -270,13 +276,15 @@ def averaging(net: Network, size: Dim, count: Dim) -> Tensor:
     """A [size, count] matrix; column `i` averages the elements of window `i`."""
     place = net.linspace((size, 1), 0, (1, 0))
     start, stop = (net.unsqueeze(ends, [0]) for ends in window_ends(net, size, count))
-    outside = net.elementwise("OR", net.elementwise("LESS", place, start), net.logical_not(net.elementwise("LESS", place, stop)))
+    outside = net.elementwise(
+        "OR", net.elementwise("LESS", place, start), net.logical_not(net.elementwise("LESS", place, stop))
+    )
     length = net.cast(net.elementwise("SUB", stop, start), torch.float32)
     return net.where(outside, 0.0, net.unary("RECIP", length))
 
 
 def window_ends(net: Network, size: Dim, count: Dim) -> tuple[Tensor, Tensor]:
-    """Where each adaptive window begins, `i * size // count`, and what it ends before, `ceil((i + 1) * size / count)`."""
+    """Where each adaptive window begins, `i * size // count`, and ends, before `ceil((i + 1) * size / count)`."""
     if isinstance(size, int) and isinstance(count, int):
         index = torch.arange(count)
         return net.constant(index * size // count), net.constant(-(-(index + 1) * size // count))

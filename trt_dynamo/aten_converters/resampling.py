@@ -1,7 +1,7 @@
 """Interpolation: `IResizeLayer` where its coordinates are torch's, else a look-up (nearest) or a matrix for each dim.
 
-torch computes coordinates with the factor that the user gave, TensorRT with the ratio of the sizes; the two differ where
-size * factor is no whole number.
+torch computes coordinates with the factor that the user gave, TensorRT with the ratio of the sizes; the two differ
+where size * factor is no whole number.
 """
 
 from __future__ import annotations
@@ -21,7 +21,14 @@ from trt_dynamo.trt import trt
 aten = torch.ops.aten
 own = torch.ops.trt_dynamo
 
-INTERPOLATION = {"nearest": "NEAREST", "nearest-exact": "NEAREST", "linear": "LINEAR", "cubic": "CUBIC"}
+INTERPOLATION = {
+    "nearest": "NEAREST",
+    "nearest-exact": "NEAREST",
+    "linear": "LINEAR",
+    "bilinear": "LINEAR",
+    "trilinear": "LINEAR",
+    "bicubic": "CUBIC",
+}
 
 
 @converter(own.resample.default)
@@ -33,7 +40,8 @@ def resample(
         return net.full(shape, 0, x.dtype)
     if not x.is_float and not mode.startswith("nearest"):
         raise Unsupported(f"interpolation of {str(x.dtype).removeprefix('torch.')}: TensorRT has floats only")
-    inner = list(zip(x.shape[2:], shape[2:], scales or [None] * len(size), strict=True))
+    factors: Sequence[float | None] = scales or [None] * len(size)
+    inner = list(zip(x.shape[2:], shape[2:], factors, strict=True))
     if x.is_float and all(follows_sizes(*axis, align_corners) for axis in inner):
         return resize(net, x, shape, mode, align_corners)
     wide = x if mode.startswith("nearest") else net.cast(x, torch.float32)
@@ -74,11 +82,11 @@ def nearest(net: Network, old: Dim, new: Dim, scale: float | None, *, exact: boo
     offset = 0.5 if exact else 0.0
     if isinstance(old, int) and isinstance(new, int):
         step = torch.tensor(1.0 / scale if scale else old / new, dtype=torch.float32)
-        place = (torch.arange(new, dtype=torch.float32) + offset) * step
-        return net.constant(place.long().clamp(max=old - 1))
-    step = net.scalar(1.0 / scale, torch.float32, 1) if scale else ratio(net, old, new)
+        found = (torch.arange(new, dtype=torch.float32) + offset) * step
+        return net.constant(found.long().clamp(max=old - 1))
+    pace = net.scalar(1.0 / scale, torch.float32, 1) if scale else ratio(net, old, new)
     index = net.elementwise("SUM", net.cast(net.linspace((new,), 0, (1,)), torch.float32), offset)
-    place = net.cast(net.unary("FLOOR", net.elementwise("PROD", index, step)), torch.int64)
+    place = net.cast(net.unary("FLOOR", net.elementwise("PROD", index, pace)), torch.int64)
     return net.elementwise("MIN", place, net.elementwise("SUB", net.size_tensor(old), 1))
 
 
@@ -86,24 +94,28 @@ def ratio(net: Network, old: Dim, new: Dim) -> Tensor:
     return net.elementwise("DIV", net.size_tensor(old, torch.float32), net.size_tensor(new, torch.float32))
 
 
-def weights(net: Network, old: Dim, new: Dim, scale: float | None, mode: str, align_corners: bool, antialias: bool = False) -> Tensor:
+def weights(
+    net: Network, old: Dim, new: Dim, scale: float | None, mode: str, align_corners: bool, antialias: bool = False
+) -> Tensor:
     """[old, new]: how much each old element counts in each new one: torch's own interpolation of the unit vectors."""
     if isinstance(old, int) and isinstance(new, int):
         unit = torch.eye(old).reshape(1, 1, old, old)
         arguments = (unit, (old, new), align_corners, None, scale)
-        if mode == "cubic":
+        if mode == "bicubic":
             kernel = aten._upsample_bicubic2d_aa if antialias else aten.upsample_bicubic2d
         else:
             kernel = aten._upsample_bilinear2d_aa if antialias else aten.upsample_bilinear2d
         return net.constant(kernel(*arguments).reshape(old, new))
-    if mode != "linear" or antialias or scale is None:
+    if mode == "bicubic" or antialias or scale is None:
         raise Unsupported(f"{mode} interpolation by {scale} of a symbolic dim")
     # A new element at `place` takes what lies less than one step away, the nearer the more.
     index = net.cast(net.linspace((1, new), 0, (0, 1)), torch.float32)
     place = net.elementwise("SUB", net.elementwise("PROD", net.elementwise("SUM", index, 0.5), 1.0 / scale), 0.5)
     last = net.elementwise("SUB", net.size_tensor(old, torch.float32), 1.0)
     place = net.elementwise("MIN", net.elementwise("MAX", place, 0.0), last)
-    distance = net.unary("ABS", net.elementwise("SUB", place, net.cast(net.linspace((old, 1), 0, (1, 0)), torch.float32)))
+    distance = net.unary(
+        "ABS", net.elementwise("SUB", place, net.cast(net.linspace((old, 1), 0, (1, 0)), torch.float32))
+    )
     return net.elementwise("MAX", net.elementwise("SUB", 1.0, distance), 0.0)
 
 
@@ -119,7 +131,7 @@ def antialiased(
     if not x.is_float:
         raise Unsupported(f"interpolation of {str(x.dtype).removeprefix('torch.')}: TensorRT has floats only")
     assert net.node is not None
-    mode = "cubic" if net.node.target is aten._upsample_bicubic2d_aa.default else "linear"
+    mode = "bicubic" if net.node.target is aten._upsample_bicubic2d_aa.default else "bilinear"
     wide = net.cast(x, torch.float32)
     # As torch does, the last dim first.
     for axis, scale in ((3, scale_w), (2, scale_h)):
@@ -141,4 +153,3 @@ def grid_sample(net: Network, x: Tensor, grid: Tensor, mode: int, padding: int, 
     layer.sample_mode = getattr(trt.SampleMode, OUTSIDE[padding])
     layer.align_corners = align_corners
     return net.out(layer, shape=net.result_shape(), dtype=x.dtype)
-

@@ -1,5 +1,6 @@
-"""Writes that combine what falls on one place. TensorRT's scatter has no sum: a table says which write goes where, and a
-reduction over it combines them, each exactly once and in no order that matters more than torch's own.
+"""Writes that combine what falls on one place.
+
+TensorRT's scatter has no sum: a table says which write goes where, and a reduction over it combines them.
 """
 
 from __future__ import annotations
@@ -67,9 +68,13 @@ def scatter_reduce(
     index, source = cover(net, x, index, source, axis)
     writes = index.shape[axis]
     if net.most(product(x.shape)) * net.most(writes) > LARGEST_TABLE:
-        raise Unsupported(f"a combining scatter of up to {net.most(writes)} elements to each row: the table would be too large")
+        raise Unsupported(
+            f"a combining scatter of up to {net.most(writes)} elements to each row: the table would be too large"
+        )
     # The table has the places at `axis` and the writes behind it.
-    places = net.linspace([x.shape[axis] if i == axis else 1 for i in range(x.ndim + 1)], 0, [int(i == axis) for i in range(x.ndim + 1)])
+    places = net.linspace(
+        [x.shape[axis] if i == axis else 1 for i in range(x.ndim + 1)], 0, [int(i == axis) for i in range(x.ndim + 1)]
+    )
     hits = net.elementwise("EQUAL", net.unsqueeze(index, [axis]), places)
     return combine(net, x, hits, net.unsqueeze(source, [axis]), axis + 1, how, include_self)
 
@@ -80,7 +85,9 @@ def index_reduce(
 ) -> Tensor:
     """`scatter_reduce` with one index for a whole slice."""
     if x.ndim == 0:
-        return scatter_reduce(net, x, 0, net.reshape(index, ()), net.reshape(source, ()), how, include_self=include_self)
+        return scatter_reduce(
+            net, x, 0, net.reshape(index, ()), net.reshape(source, ()), how, include_self=include_self
+        )
     axis = dim % x.ndim
     row = net.reshape(index, [index.shape[0] if i == axis else 1 for i in range(x.ndim)])
     return scatter_reduce(net, x, axis, net.expand(row, source.shape), source, how, include_self=include_self)
@@ -93,7 +100,9 @@ def cover(net: Network, x: Tensor, index: Tensor, source: Tensor, axis: int) -> 
     start, stride = [0] * x.ndim, [1] * x.ndim
     if tuple(shape) == index.shape:
         return index, source
-    return net.slice(index, start, shape, stride, "FILL", net.scalar(-1, index.dtype)), net.slice(source, start, shape, stride, "FILL")
+    return net.slice(index, start, shape, stride, "FILL", net.scalar(-1, index.dtype)), net.slice(
+        source, start, shape, stride, "FILL"
+    )
 
 
 def combine(net: Network, x: Tensor, hits: Tensor, source: Tensor, axis: int, how: str, include_self: bool) -> Tensor:
@@ -114,7 +123,7 @@ def combine(net: Network, x: Tensor, hits: Tensor, source: Tensor, axis: int, ho
 
 
 def add_rows(net: Network, x: Tensor, rows: Tensor, values: Tensor) -> Tensor:
-    """`x` with `values` added at rows of places, which go into its first dims; `values` has a dim for each of the rows' and the rest."""
+    """`x` with `values` added at rows of places, which go into its first dims."""
     depth = int(rows.shape[-1])
     writes, places, rest = product(rows.shape[:-1]), product(x.shape[:depth]), product(x.shape[depth:])
     table = writes * places * (1 if x.is_float else rest)

@@ -6,6 +6,7 @@ tensor. So no size is ever copied from the device, and a dynamic network needs l
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
@@ -23,7 +24,9 @@ if TYPE_CHECKING:
 
 def floordiv(a: Dim, b: Dim) -> Dim:
     """`a // b` for sizes."""
-    return a // b if isinstance(a, int) and isinstance(b, int) else dim_of(F.FloorDiv(sympy.sympify(a), sympy.sympify(b)))
+    return (
+        a // b if isinstance(a, int) and isinstance(b, int) else dim_of(F.FloorDiv(sympy.sympify(a), sympy.sympify(b)))
+    )
 
 
 def ceildiv(a: Dim, b: Dim) -> Dim:
@@ -41,7 +44,9 @@ def minimum(a: Dim, b: Dim) -> Dim:
 
 def modulo(a: Dim, b: Dim) -> Dim:
     """`a % b` for sizes, never negative."""
-    return a % b if isinstance(a, int) and isinstance(b, int) else dim_of(F.PythonMod(sympy.sympify(a), sympy.sympify(b)))
+    return (
+        a % b if isinstance(a, int) and isinstance(b, int) else dim_of(F.PythonMod(sympy.sympify(a), sympy.sympify(b)))
+    )
 
 
 def product(dims: Sequence[Dim]) -> Dim:
@@ -89,6 +94,7 @@ class ShapeArithmetic:
 
     def learn(self, dim: sympy.Expr, read: Callable[[], trt.ITensor]) -> None:
         """Remembers where `dim` comes from; also what a linear one such as `2*s0 + 1` says about `s0`."""
+        read = functools.cache(read)
         self.sources.setdefault(dim, read)
         symbols = dim.free_symbols
         if len(symbols) != 1 or dim.is_Symbol:
@@ -96,7 +102,9 @@ class ShapeArithmetic:
         (symbol,) = symbols
         slope, rest = dim.coeff(symbol), dim.subs(symbol, 0)
         if slope.is_Integer and rest.is_Integer and slope > 0 and sympy.expand(slope * symbol + rest - dim) == 0:
-            solved = lambda: self.binary("FLOOR_DIV", self.binary("SUB", read(), self.constant(int(rest))), self.constant(int(slope)))  # noqa: E731
+            solved = lambda: self.binary(
+                "FLOOR_DIV", self.binary("SUB", read(), self.constant(int(rest))), self.constant(int(slope))
+            )  # noqa: E731
             self.sources.setdefault(symbol, solved)
 
     def known(self, dim: Dim) -> bool:

@@ -33,7 +33,10 @@ def top(net: Network, x: Tensor, k: Dim, axis: int, *, largest: bool) -> tuple[T
     # TensorRT wants a rank of 2 at least.
     data = net.unsqueeze(data, [0]) if x.ndim == 1 else data
     layer = net.raw.add_topk(
-        data.raw, getattr(trt.TopKOperation, "MAX" if largest else "MIN"), k if isinstance(k, int) else 1, 1 << (axis + data.ndim - x.ndim)
+        data.raw,
+        getattr(trt.TopKOperation, "MAX" if largest else "MIN"),
+        k if isinstance(k, int) else 1,
+        1 << (axis + data.ndim - x.ndim),
     )
     if layer is not None and not isinstance(k, int):
         layer.set_input(1, net.size_tensor(k, torch.int32).raw)
@@ -50,7 +53,9 @@ def scalar(net: Network, x: Tensor) -> tuple[Tensor, Tensor]:
 
 
 @converter(aten.topk.default)
-def topk(net: Network, x: Tensor, k: Dim, dim: int = -1, largest: bool = True, ordered: bool = True) -> tuple[Tensor, Tensor]:
+def topk(
+    net: Network, x: Tensor, k: Dim, dim: int = -1, largest: bool = True, ordered: bool = True
+) -> tuple[Tensor, Tensor]:
     return top(net, x, k, dim % x.ndim, largest=largest) if x.ndim else scalar(net, x)
 
 
@@ -76,14 +81,20 @@ def by_rank(net: Network, x: Tensor, axis: int, descending: bool) -> tuple[Tenso
     """A stable sort: an element's place is the number of those that go before it, equal ones among them."""
     size = x.shape[axis]
     if net.most(product(x.shape)) * net.most(size) > LARGEST_TABLE:
-        raise Unsupported(f"the order of up to {net.most(size)} elements: TensorRT takes {LARGEST_K}, in an order that is not stable")
+        raise Unsupported(
+            f"the order of up to {net.most(size)} elements: TensorRT takes {LARGEST_K}, in an order that is not stable"
+        )
     if 0 in x.shape:
         return x, net.full(x.shape, 0, torch.int64)
     ahead, behind = net.unsqueeze(x, [axis]), net.unsqueeze(x, [axis + 1])
     op = "GREATER" if descending else "LESS"
     earlier = net.elementwise("LESS", net.linspace((1, size), 0, (0, 1)), net.linspace((size, 1), 0, (1, 0)))
     earlier = net.reshape(earlier, [*[1] * axis, size, size, *[1] * (x.ndim - axis - 1)])
-    before = net.elementwise("OR", net.elementwise(op, ahead, behind), net.elementwise("AND", net.elementwise("EQUAL", ahead, behind), earlier))
+    before = net.elementwise(
+        "OR",
+        net.elementwise(op, ahead, behind),
+        net.elementwise("AND", net.elementwise("EQUAL", ahead, behind), earlier),
+    )
     rank = net.reduce("SUM", net.cast(before, torch.int64), [axis + 1])
     steps = [1 if i == axis else 0 for i in range(x.ndim)]
     places = net.linspace(x.shape, 0, steps)
@@ -171,8 +182,12 @@ LARGEST_TABLE = 2**26
 
 
 @converter(aten.bucketize.Tensor, aten.bucketize.Scalar)
-def bucketize(net: Network, x: Tensor | float, boundaries: Tensor, *, out_int32: bool = False, right: bool = False) -> Tensor:
-    return count_before(net, boundaries, x if isinstance(x, Tensor) else net.constant(torch.tensor(x)), right, net.result_dtype())
+def bucketize(
+    net: Network, x: Tensor | float, boundaries: Tensor, *, out_int32: bool = False, right: bool = False
+) -> Tensor:
+    return count_before(
+        net, boundaries, x if isinstance(x, Tensor) else net.constant(torch.tensor(x)), right, net.result_dtype()
+    )
 
 
 @converter(aten.searchsorted.Tensor, aten.searchsorted.Scalar)
@@ -196,7 +211,7 @@ def searchsorted(
 
 
 def count_before(net: Network, ordered: Tensor, x: Tensor, right: bool, dtype: torch.dtype) -> Tensor:
-    """How many of the ordered numbers are less than each element (with `right`: or equal); for NaN, as in torch, all."""
+    """How many of the ordered numbers are less than each element (with `right`: or equal); for NaN, all."""
     size = ordered.shape[-1]
     if net.most(product(x.shape)) * net.most(size) > LARGEST_TABLE:
         raise Unsupported(f"a search of so many elements among up to {net.most(size)} numbers")
@@ -215,4 +230,6 @@ def repeat_interleave(net: Network, repeats: Tensor, *, output_size: Dim | None 
     if output_size is None:
         raise Unsupported("a result whose size depends on data")
     ends = net.running_sum(net.cast(repeats, torch.int64), 0)
-    return net.cast(count_before(net, ends, net.linspace((output_size,), 0, (1,)), True, torch.int64), net.result_dtype())
+    return net.cast(
+        count_before(net, ends, net.linspace((output_size,), 0, (1,)), True, torch.int64), net.result_dtype()
+    )

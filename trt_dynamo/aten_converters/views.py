@@ -95,7 +95,9 @@ def start_of(net: Network, start: Dim | None, size: Dim) -> Dim:
 
 
 @converter(aten.slice.Tensor)
-def slice_(net: Network, x: Tensor, dim: int = 0, start: Dim | None = None, end: Dim | None = None, step: int = 1) -> Tensor:
+def slice_(
+    net: Network, x: Tensor, dim: int = 0, start: Dim | None = None, end: Dim | None = None, step: int = 1
+) -> Tensor:
     axis = dim % x.ndim
     return net.narrow(x, axis, start_of(net, start, x.shape[axis]), net.result_shape()[axis], step)
 
@@ -257,7 +259,13 @@ def stack(net: Network, tensors: Sequence[Tensor], dim: int = 0) -> Tensor:
 
 @converter(aten.slice_scatter.default)
 def slice_scatter(
-    net: Network, x: Tensor, source: Tensor, dim: int = 0, start: Dim | None = None, end: Dim | None = None, step: int = 1
+    net: Network,
+    x: Tensor,
+    source: Tensor,
+    dim: int = 0,
+    start: Dim | None = None,
+    end: Dim | None = None,
+    step: int = 1,
 ) -> Tensor:
     axis, source = dim % x.ndim, net.cast(source, x.dtype)
     first, count = start_of(net, start, x.shape[axis]), source.shape[axis]
@@ -286,9 +294,7 @@ def replace(net: Network, x: Tensor, source: Tensor, axis: int, start: Dim) -> T
 
 
 @converter(aten.diagonal_scatter.default)
-def diagonal_scatter(
-    net: Network, x: Tensor, source: Tensor, offset: Dim = 0, dim1: int = 0, dim2: int = 1
-) -> Tensor:
+def diagonal_scatter(net: Network, x: Tensor, source: Tensor, offset: Dim = 0, dim1: int = 0, dim2: int = 1) -> Tensor:
     first, second = dim1 % x.ndim, dim2 % x.ndim
     order = [*(axis for axis in range(x.ndim) if axis not in (first, second)), first, second]
     *outer, rows, columns = (x.shape[axis] for axis in order)
@@ -299,4 +305,3 @@ def diagonal_scatter(
     places = net.linspace(source.shape, start, [*(0 for _ in outer), columns + 1])
     written = net.scatter(flat, places, net.cast(source, x.dtype), len(outer))
     return net.permute(net.reshape(written, (*outer, rows, columns)), [order.index(axis) for axis in range(x.ndim)])
-

@@ -45,7 +45,9 @@ def lower(
     """The callable that Dynamo gets: AOTAutograd's wrapper (which writes mutations back) around what `compile` makes."""
     placeholders = [node for node in module.graph.nodes if node.op == "placeholder"]
     names = [qualified_name(node) for node in placeholders]
-    static = {i for i, node in enumerate(placeholders) if "_dynamo_static_input_type" in node.meta.get("tensor_dict", ())}
+    static = {
+        i for i, node in enumerate(placeholders) if "_dynamo_static_input_type" in node.meta.get("tensor_dict", ())
+    }
 
     def inference(lowered: GraphModule, _: Sequence[Any]) -> Callable[..., Any]:
         weights = static_weights(lowered, inputs, static)

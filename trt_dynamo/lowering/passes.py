@@ -9,6 +9,7 @@ from typing import Any
 import sympy
 import torch
 from torch.fx import Graph, GraphModule, Node
+from torch.utils._sympy import functions as F
 from torch.utils._sympy.interp import sympy_interp
 from torch.utils._sympy.reference import PythonReferenceAnalysis
 
@@ -17,10 +18,18 @@ from trt_dynamo.profiles import dim_of
 aten = torch.ops.aten
 
 
+# The functions of whole numbers; sizes that go through floats (a scale of 1.5) keep the nodes that torch made for them.
+INTEGER = (F.FloorDiv, F.CleanDiv, F.Mod, F.PythonMod, F.Max, F.Min, F.PowByNatural, sympy.Max, sympy.Min)
+
+
 def drop_noops(graph: Graph) -> None:
     """Removes detach and alias, which change nothing in a functional graph without autograd."""
     for node in graph.nodes:
-        if node.op == "call_function" and node.target in (aten.detach.default, aten.alias.default, aten.lift_fresh_copy.default):
+        if node.op == "call_function" and node.target in (
+            aten.detach.default,
+            aten.alias.default,
+            aten.lift_fresh_copy.default,
+        ):
             if any(user.op == "output" for user in node.users):
                 continue
             node.replace_all_uses_with(node.args[0])
@@ -28,13 +37,16 @@ def drop_noops(graph: Graph) -> None:
 
 
 def sizes_from_inputs(graph: Graph) -> None:
-    """Computes every symbolic size from the graph's own arguments, so that no engine must give out a tensor for its shape."""
+    """Computes every symbolic size from the graph's own arguments: no engine must give out a tensor for its shape."""
     sizes = [n for n in graph.nodes if n.op == "call_function" and isinstance(n.meta.get("val"), torch.SymInt)]
     symbols, last = size_arguments(graph)
     made: dict[sympy.Expr, Node] = {}
     for node in sizes:
         expression = node.meta["val"].node.expr
-        if not expression.is_number and not expression.free_symbols <= symbols.keys():
+        known = expression.free_symbols <= symbols.keys() and all(
+            isinstance(f, INTEGER) for f in expression.atoms(sympy.Function)
+        )
+        if not expression.is_number and not known:
             continue
         if expression not in made and not expression.is_number:
             made[expression] = symbols.get(expression) or size_node(graph, last, expression, symbols, node)
@@ -63,7 +75,9 @@ def size_arguments(graph: Graph) -> tuple[dict[sympy.Symbol, Node], Node | None]
     return symbols, last
 
 
-def size_node(graph: Graph, after: Node | None, expression: sympy.Expr, symbols: dict[sympy.Symbol, Node], like: Node) -> Node:
+def size_node(
+    graph: Graph, after: Node | None, expression: sympy.Expr, symbols: dict[sympy.Symbol, Node], like: Node
+) -> Node:
     """Nodes of plain Python arithmetic that compute the expression, put right behind the placeholders."""
     assert after is not None
     with graph.inserting_after(after):

@@ -1,5 +1,6 @@
-"""Keeps some functions whole through AOTAutograd, which would take them apart into dozens of nodes: comes in Dynamo's
-graph, goes out the same graph with our ops in it. Each op of ours is torch's function under another name, on any device.
+"""Keeps some functions whole through AOTAutograd, which would take them apart into dozens of nodes.
+
+Comes in: Dynamo's graph. Goes out: the same graph with our ops in it, each torch's function under another name.
 """
 
 from __future__ import annotations
@@ -30,7 +31,11 @@ class KeepWhole(TorchFunctionMode):
     """While it is entered, what `WHOLE` names is called as one op."""
 
     def __torch_function__(
-        self, function: Callable[..., Any], types: Sequence[type], args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None
+        self,
+        function: Callable[..., Any],
+        types: Sequence[type],
+        args: Sequence[Any] = (),
+        kwargs: Mapping[str, Any] | None = None,
     ) -> Any:
         return whole(function)(*args, **(kwargs or {})) if function in WHOLE else function(*args, **(kwargs or {}))
 
@@ -48,7 +53,7 @@ def whole(function: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def keep_whole(module: GraphModule) -> GraphModule:
-    """A copy of Dynamo's graph in which those functions are ops; the graph itself where gradients or autocast meddle."""
+    """A copy of Dynamo's graph in which those functions are ops; the graph itself where autocast meddles."""
     if torch.is_autocast_enabled("cpu") or torch.is_autocast_enabled("cuda"):
         return module
     targets = {node.target for node in module.graph.nodes if node.op == "call_function"}

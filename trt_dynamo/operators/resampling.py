@@ -1,7 +1,7 @@
 """Ops for what `torch.nn.functional.interpolate` and circular padding mean.
 
-`trt_dynamo::resample` is any of ATen's `upsample_*` kernels, with the output's size always given; `trt_dynamo::pad_circular`
-is circular padding.
+`trt_dynamo::resample` is any of ATen's `upsample_*` kernels, the output's size always given;
+`trt_dynamo::pad_circular` is circular padding.
 """
 
 from __future__ import annotations
@@ -23,26 +23,24 @@ KERNELS: dict[tuple[str, int], Callable[..., torch.Tensor]] = {
     ("nearest-exact", 2): aten._upsample_nearest_exact2d,
     ("nearest-exact", 3): aten._upsample_nearest_exact3d,
     ("linear", 1): aten.upsample_linear1d,
-    ("linear", 2): aten.upsample_bilinear2d,
-    ("linear", 3): aten.upsample_trilinear3d,
-    ("cubic", 2): aten.upsample_bicubic2d,
+    ("bilinear", 2): aten.upsample_bilinear2d,
+    ("trilinear", 3): aten.upsample_trilinear3d,
+    ("bicubic", 2): aten.upsample_bicubic2d,
 }
-
-MODES = {"bilinear": "linear", "trilinear": "linear", "bicubic": "cubic"}
 
 
 def run_kernel(
     x: torch.Tensor, size: Sequence[int], scales: Sequence[float] | None, mode: str, align_corners: bool
 ) -> torch.Tensor:
     corners = () if mode.startswith("nearest") else (align_corners,)
-    return KERNELS[mode, len(size)](x, size, *corners, *(scales or [None] * len(size)))
+    return KERNELS[mode, len(size)](x, size, *corners, *(scales or (None,) * len(size)))
 
 
 @torch.library.custom_op("trt_dynamo::resample", mutates_args=())
 def resample(
     x: torch.Tensor, size: Sequence[int], scales: Sequence[float] | None, mode: str, align_corners: bool
 ) -> torch.Tensor:
-    """[N, C, *dims] to [N, C, *size]. `scales`: the factors that the coordinates are computed with, where the user gave them."""
+    """[N, C, *dims] to [N, C, *size]. `scales`: the factors to compute coordinates with, where the user gave them."""
     return run_kernel(x, size, scales, mode, align_corners)
 
 
@@ -62,20 +60,26 @@ def interpolate(
     recompute_scale_factor: bool | None = None,
     antialias: bool = False,
 ) -> Any:
-    """Stands for torch's `interpolate`, except for averages, antialiasing and wrong arguments, which torch takes itself."""
+    """Stands for torch's `interpolate`; averages, antialiasing and wrong arguments are left to torch itself."""
     dims = x.ndim - 2
-    every = lambda value: [value] * dims if isinstance(value, int | float | torch.SymInt) else list(value)  # noqa: E731
-    if antialias or (MODES.get(mode, mode), dims) not in KERNELS or (size is None) == (scale_factor is None):
+    if antialias or (mode, dims) not in KERNELS or (size is None) == (scale_factor is None):
         return NotImplemented
-    scales = None if scale_factor is None else every(scale_factor)
-    if scales is not None and not all(type(scale) in (int, float) for scale in scales):
+    if size is not None:
+        return resample(x, listed(size, dims), None, mode, bool(align_corners))
+    scales = listed(scale_factor, dims)
+    if not all(type(scale) in (int, float) for scale in scales):
         return NotImplemented
-    if scales is None:
-        size = every(size)
-    else:
-        size = [n * int(f) if f == int(f) else torch.sym_int(n * f) for n, f in zip(x.shape[2:], scales, strict=True)]
-    factors = None if scales is None or recompute_scale_factor else [float(scale) for scale in scales]
-    return resample(x, size, factors, MODES.get(mode, mode), bool(align_corners))
+    size = [n * int(f) if f == int(f) else whole(n * f) for n, f in zip(x.shape[2:], scales, strict=True)]
+    factors = None if recompute_scale_factor else [float(scale) for scale in scales]
+    return resample(x, size, factors, mode, bool(align_corners))
+
+
+whole: Callable[[Any], int] = torch.sym_int
+
+
+def listed(value: Any, count: int) -> list[Any]:
+    """One value for each of the dims."""
+    return list(value) if isinstance(value, list | tuple) else [value] * count
 
 
 @torch.library.custom_op("trt_dynamo::pad_circular", mutates_args=())
@@ -95,4 +99,3 @@ def fake_pad_circular(x: torch.Tensor, amounts: Sequence[int]) -> torch.Tensor:
 def pad(x: torch.Tensor, amounts: Sequence[int], mode: str = "constant", value: float | None = None) -> Any:
     """Stands for torch's `pad`, where the mode is circular."""
     return pad_circular(x, list(amounts)) if mode == "circular" else NotImplemented
-
