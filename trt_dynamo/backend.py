@@ -136,7 +136,7 @@ def make_engine(
         from trt_dynamo.reference import ReferenceEngine
 
         network = converted()
-        raw = ReferenceEngine(network.network.raw, [profile_of(network, ranges)], dict(network.constants))
+        raw = ReferenceEngine(network.network.raw, [profile_of(network, ranges)], network.constants, device)
         # Equal segments share a plan, but this network has this segment's names.
         return Engine(raw, manifest_of(network), device, owner=network)
     return load_plan(plan.data, plan.manifest, device)
