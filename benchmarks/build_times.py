@@ -6,6 +6,7 @@ Usage: python benchmarks/build_times.py [--dynamic] [--json FILE] [model ...]
 from __future__ import annotations
 
 import argparse
+import functools
 import json
 import time
 from collections.abc import Callable, Sequence
@@ -23,6 +24,8 @@ from trt_dynamo.lowering import Lowered, lower
 from trt_dynamo.partition import partition
 from trt_dynamo.profiles import ranges_of
 from trt_dynamo.settings import Settings
+
+SECONDS = ("lower s", "partition s", "convert s", "build s", "plan MB")
 
 
 class Stages:
@@ -54,10 +57,10 @@ def measure(name: str, dynamic: bool) -> dict[str, float]:
             stages.add("eager nodes", sum(not v.ok for v in parts.verdicts))
             for segment in parts.segments:
                 weights = {name: lowered.weights[placeholders.index(name)] for name in segment.weights}
-                network = timed("convert s", lambda s=segment, w=weights: convert(s.module, w))
+                network = timed("convert s", functools.partial(convert, segment.module, weights))
                 values = [n.meta["val"] for n in segment.module.graph.nodes if n.op == "placeholder"]
                 profile = profile_of(network, ranges_of(values))
-                plan = timed("build s", lambda n=network, p=profile: build(n, p, settings))
+                plan = timed("build s", functools.partial(build, network, profile, settings))
                 stages.add("engines", 1)
                 stages.add("layers", network.network.raw.num_layers)
                 stages.add("plan MB", len(plan) / 1e6)
@@ -90,7 +93,7 @@ def main() -> None:
     for name in chosen.names or MODELS:
         torch._dynamo.reset()
         results[name] = measure(name, chosen.dynamic)
-        cells = [f"{results[name].get(c, 0):>13.2f}" if c.endswith(("s", "MB")) and " " in c and c != "eager nodes" else f"{results[name].get(c, 0):>13.0f}" for c in columns]
+        cells = [f"{results[name].get(c, 0):>13.{2 if c in SECONDS else 0}f}" for c in columns]
         print(f"{name:12}" + "".join(cells))
     if chosen.json:
         chosen.json.write_text(json.dumps(results, indent=1))

@@ -1,7 +1,7 @@
 """What a call through the backend costs the host, over a backend that does nothing.
 
-Runs on a CPU, with an execution context that computes nothing: what remains is Dynamo's guards, AOTAutograd's wrapper and
-our own work. Also times the weight check alone. Usage: python benchmarks/host_cost.py [model ...]
+Runs on a CPU, with an execution context that computes nothing: what remains is Dynamo's guards, AOTAutograd's wrapper
+and our own work. Also times the weight check alone. Usage: python benchmarks/host_cost.py [model ...]
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 from torch._dynamo.backends.common import aot_autograd
-from torch._functorch.aot_autograd import make_boxed_func
+from torch._functorch._aot_autograd.utils import make_boxed_func
 
 from benchmarks.models import MODELS
 from trt_dynamo.runtime.engine import Engine
@@ -68,7 +68,13 @@ def measure(name: str) -> None:
     ours = torch.compile(
         model,
         backend="tensorrt",
-        options={"weights_check": "observed", "runtime": "reference", "cache": "off", "strict": True, "min_segment_nodes": 1},
+        options={
+            "weights_check": "observed",
+            "runtime": "reference",
+            "cache": "off",
+            "strict": True,
+            "min_segment_nodes": 1,
+        },
     )
     original = Engine.take
 

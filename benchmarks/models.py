@@ -1,4 +1,6 @@
-"""The models that tests and benchmarks share: plain torch, or Hugging Face's classes with random weights, of any size."""
+"""The models that tests and benchmarks share: plain torch, or Hugging Face's classes with random weights, of any
+size.
+"""
 
 from __future__ import annotations
 
@@ -81,7 +83,8 @@ class Inverted(nn.Module):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         y = self.depthwise(self.expand(x))
         y = self.project(y * self.squeeze(y))
-        return x + y if self.same else y
+        out: torch.Tensor = x + y if self.same else y
+        return out
 
 
 def randomized(model: nn.Module) -> nn.Module:
@@ -89,7 +92,8 @@ def randomized(model: nn.Module) -> nn.Module:
     generator = torch.Generator().manual_seed(0)
     for module in model.modules():
         if isinstance(module, nn.BatchNorm2d):
-            assert module.running_mean is not None and module.running_var is not None
+            assert module.running_mean is not None
+            assert module.running_var is not None
             module.running_mean.normal_(0, 0.1, generator=generator)
             module.running_var.uniform_(0.5, 1.5, generator=generator)
     return model.eval()

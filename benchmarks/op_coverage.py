@@ -1,6 +1,7 @@
 """Counts over torch's op database: how many samples pass, are unsupported (and why), or are wrong.
 
-Usage: python benchmarks/op_coverage.py [--dtype float32] [--dynamic] [--samples 3] [--no-build] [--jobs 2] [op-name ...]
+Usage: python benchmarks/op_coverage.py [--dtype float32] [--dynamic] [--samples 3] [--no-build] [--jobs 2] [op-name
+...]
 """
 
 from __future__ import annotations

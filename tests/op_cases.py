@@ -1,4 +1,6 @@
-"""torch's own op database as cases: each sample of each op, traced, converted, built, evaluated, compared with eager."""
+"""torch's own op database as cases: each sample of each op, traced, converted, built, evaluated, compared with
+eager.
+"""
 
 from __future__ import annotations
 
@@ -34,7 +36,9 @@ TOLERANCES = {
 
 @dataclasses.dataclass(frozen=True)
 class Outcome:
-    """What came of a sample: `passed`, `unsupported` (with the reason), `wrong`, `error`, or `untraceable` (torch's own)."""
+    """What came of a sample: `passed`, `unsupported` (with the reason), `wrong`, `error`, or `untraceable` (torch's
+    own).
+    """
 
     kind: str
     detail: str = ""
@@ -98,7 +102,7 @@ def run(
     return Outcome("passed")
 
 
-class deadline:  # noqa: N801  reads as a statement
+class deadline:
     """Raises TimeoutError in the main thread when the block takes longer than this many seconds."""
 
     def __init__(self, seconds: int) -> None:

@@ -1,10 +1,13 @@
-"""The backend on a CUDA device, with the stand-in engine: memory, streams, threads, weights. Run by hand: make test-cuda."""
+"""The backend on a CUDA device, with the stand-in engine: memory, streams, threads, weights. Run by hand: make
+test-cuda.
+"""
 
 from __future__ import annotations
 
 import copy
 import threading
 import warnings
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -114,7 +117,8 @@ def test_weights_that_change_on_the_device(options: dict[str, Any]) -> None:
     optimizers = [torch.optim.AdamW(m.parameters(), lr=0.1, **options) for m in (model, eager)]
     for _ in range(3):
         x = torch.randn(8, 16, device="cuda")
-        for run, optimizer in zip((fast, eager), optimizers, strict=True):
+        runs: tuple[Callable[..., Any], ...] = (fast, eager)
+        for run, optimizer in zip(runs, optimizers, strict=True):
             optimizer.zero_grad()
             run(x).square().sum().backward()
             optimizer.step()

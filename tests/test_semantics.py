@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable
 from typing import Any
 
 import pytest
 import torch
 from torch import nn
 
+import trt_dynamo.build
 from tests.compiled import assert_same, compiled, engine_calls
 from trt_dynamo import runtime
 from trt_dynamo.errors import BuildError
@@ -56,6 +58,9 @@ def test_mutation_of_a_view_given_as_an_input() -> None:
 
 def test_mutation_of_a_buffer() -> None:
     class Counter(nn.Module):
+        calls: torch.Tensor
+        total: torch.Tensor
+
         def __init__(self) -> None:
             super().__init__()
             self.register_buffer("calls", torch.zeros(()))
@@ -164,7 +169,8 @@ def test_training_steps_and_evaluations_alternate() -> None:
     optimizers = [torch.optim.SGD(m.parameters(), lr=0.1) for m in (model, eager)]
     for _ in range(4):
         x = torch.randn(6, 5)
-        for run, optimizer in zip((fast, eager), optimizers, strict=True):
+        runs: tuple[Callable[..., Any], ...] = (fast, eager)
+        for run, optimizer in zip(runs, optimizers, strict=True):
             optimizer.zero_grad()
             run(x).square().sum().backward()
             optimizer.step()
@@ -296,16 +302,14 @@ def test_tuple_and_dict_outputs() -> None:
 def test_a_segment_whose_build_fails_leaves_the_others_alone(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    from trt_dynamo import backend
-
-    original = backend.build
+    original = trt_dynamo.build.build
 
     def failing(*args: Any, label: str = "", **keywords: Any) -> bytes:
         if label == "segment_0":
             raise BuildError("injected")
         return original(*args, label=label, **keywords)
 
-    monkeypatch.setattr(backend, "build", failing)
+    monkeypatch.setattr("trt_dynamo.backend.build", failing)
 
     def f(x: torch.Tensor) -> torch.Tensor:
         return torch.erfinv(x.tanh() * 0.5).exp() + 1
@@ -344,7 +348,7 @@ def test_autocast_regions() -> None:
 
     def inner(x: torch.Tensor) -> torch.Tensor:
         with torch.autocast("cpu", dtype=torch.bfloat16):
-            y = model(x)
+            y: torch.Tensor = model(x)
         return y.float() + 1
 
     x = torch.randn(4, 6)

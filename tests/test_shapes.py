@@ -180,7 +180,8 @@ def test_odd_sizes_through_a_small_u_net() -> None:
         def forward(self, x: torch.Tensor) -> torch.Tensor:
             y = torch.relu(self.inner(torch.relu(self.down(x))))
             y = nn.functional.interpolate(y, size=x.shape[2:], mode="nearest")
-            return self.out(torch.cat([x, y], 1))
+            out: torch.Tensor = self.out(torch.cat([x, y], 1))
+            return out
 
     net = UNet().eval()
     fast = compiled(net)

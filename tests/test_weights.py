@@ -19,6 +19,8 @@ from trt_dynamo.weights import STEPS, WeightSet
 
 
 class Block(nn.Module):
+    shift: torch.Tensor
+
     def __init__(self) -> None:
         super().__init__()
         self.linear = nn.Linear(6, 6)
@@ -67,52 +69,52 @@ def test_six_equal_blocks_compiled_one_by_one() -> None:
     assert counts["graphs"] == 1 and counts["engines_built"] == 5 and counts["eager_calls"] == 0
 
 
-def in_place(model: nn.Module) -> None:
+def in_place(model: Any) -> None:
     with torch.no_grad():
         model.linear.weight.mul_(1.5)
 
 
-def in_inference_mode(model: nn.Module) -> None:
+def in_inference_mode(model: Any) -> None:
     with torch.inference_mode():
         model.linear.weight.mul_(1.5)
 
 
-def slice_in_place(model: nn.Module) -> None:
+def slice_in_place(model: Any) -> None:
     with torch.no_grad():
         model.linear.weight[2, 3:] = 7
 
 
-def buffer_in_place(model: nn.Module) -> None:
+def buffer_in_place(model: Any) -> None:
     model.shift.add_(1)
 
 
-def load_state_dict(model: nn.Module) -> None:
+def load_state_dict(model: Any) -> None:
     model.load_state_dict({name: value + 1 for name, value in model.state_dict().items()})
 
 
-def load_state_dict_assign(model: nn.Module) -> None:
+def load_state_dict_assign(model: Any) -> None:
     model.load_state_dict({name: value + 1 for name, value in model.state_dict().items()}, assign=True)
 
 
-def assign_data(model: nn.Module) -> None:
+def assign_data(model: Any) -> None:
     model.linear.bias.data = model.linear.bias.data + 1
 
 
-def new_parameter(model: nn.Module) -> None:
+def new_parameter(model: Any) -> None:
     model.linear.weight = nn.Parameter(torch.randn(6, 6))
 
 
-def vector_to_parameters(model: nn.Module) -> None:
+def vector_to_parameters(model: Any) -> None:
     vector = nn.utils.parameters_to_vector(model.parameters())
     nn.utils.vector_to_parameters(vector * 2, model.parameters())
 
 
-def swap_tensors(model: nn.Module) -> None:
+def swap_tensors(model: Any) -> None:
     torch.utils.swap_tensors(model.linear.weight, nn.Parameter(torch.randn(6, 6)))
 
 
-def step(optimizer: type[torch.optim.Optimizer], **options: Any) -> Callable[[nn.Module], None]:
-    def change(model: nn.Module) -> None:
+def step(optimizer: type[torch.optim.Optimizer], **options: Any) -> Callable[[Any], None]:
+    def change(model: Any) -> None:
         chosen = optimizer(model.parameters(), **options)
         model(torch.randn(4, 6)).square().sum().backward()
         chosen.step()
@@ -121,23 +123,23 @@ def step(optimizer: type[torch.optim.Optimizer], **options: Any) -> Callable[[nn
     return change
 
 
-def write_through_data(model: nn.Module) -> None:
+def write_through_data(model: Any) -> None:
     model.linear.weight.data.mul_(3).add_(1)
 
 
-def copy_into_data(model: nn.Module) -> None:
+def copy_into_data(model: Any) -> None:
     model.linear.bias.data.copy_(torch.randn(6))
 
 
-def merge_a_delta(model: nn.Module) -> None:
+def merge_a_delta(model: Any) -> None:
     model.linear.weight.data += torch.randn(6, 1) @ torch.randn(1, 6)
 
 
-def write_a_slice_of_data(model: nn.Module) -> None:
+def write_a_slice_of_data(model: Any) -> None:
     model.linear.weight.data[1:3, 2] = 9
 
 
-def write_through_numpy(model: nn.Module) -> None:
+def write_through_numpy(model: Any) -> None:
     model.linear.weight.detach().numpy()[0, 0] = 50
 
 
@@ -145,14 +147,15 @@ CHANGES = [
     write_through_data, copy_into_data, merge_a_delta, write_a_slice_of_data, write_through_numpy,
     in_place, in_inference_mode, slice_in_place, buffer_in_place, load_state_dict, load_state_dict_assign, assign_data,
     new_parameter, vector_to_parameters, swap_tensors,
-    step(torch.optim.SGD, lr=0.5), step(torch.optim.SGD, lr=0.5, fused=True), step(torch.optim.SGD, lr=0.5, foreach=True),
-    step(torch.optim.Adam, lr=0.1), step(torch.optim.AdamW, lr=0.1, fused=True), step(torch.optim.Adam, lr=0.1, fused=True),
+    step(torch.optim.SGD, lr=0.5), step(torch.optim.SGD, lr=0.5, fused=True),
+    step(torch.optim.SGD, lr=0.5, foreach=True), step(torch.optim.Adam, lr=0.1),
+    step(torch.optim.AdamW, lr=0.1, fused=True), step(torch.optim.Adam, lr=0.1, fused=True),
     step(torch.optim.Adagrad, lr=0.1, fused=True), step(torch.optim.RMSprop, lr=0.1),
 ]  # fmt: skip
 
 
 @pytest.mark.parametrize("change", CHANGES, ids=lambda change: change.__name__)
-def test_a_change_is_seen_before_the_next_answer(change: Callable[[nn.Module], None]) -> None:
+def test_a_change_is_seen_before_the_next_answer(change: Callable[[Any], None]) -> None:
     model = Block()
     fast = compiled(model)
     x = torch.randn(3, 6)
@@ -202,7 +205,8 @@ def test_tied_weights() -> None:
             self.head.weight = self.embed.weight
 
         def forward(self, i: torch.Tensor) -> torch.Tensor:
-            return self.head(torch.tanh(self.embed(i)))
+            out: torch.Tensor = self.head(torch.tanh(self.embed(i)))
+            return out
 
     model = Tied()
     fast = compiled(model, rebuild_after=1)

@@ -8,7 +8,9 @@ class TrtDynamoError(RuntimeError):
 
 
 class Unsupported(TrtDynamoError, NotImplementedError):
-    """TensorRT (or this converter) cannot do it: the node stays in eager. The text is the reason, without the op's name."""
+    """TensorRT (or this converter) cannot do it: the node stays in eager. The text is the reason, without the op's
+    name.
+    """
 
 
 class ConversionError(TrtDynamoError):

@@ -31,10 +31,10 @@ class Explanation:
     broken: tuple[str, ...] = ()
 
     def __str__(self) -> str:
-        total = self.converted + len(self.eager)
+        total, engines, graphs = self.converted + len(self.eager), len(self.segments), self.graphs
         lines = [
-            f"{self.converted} of {total} nodes in {len(self.segments)} TensorRT engine{'s' * (len(self.segments) != 1)}, "
-            f"from {self.graphs} graph{'s' * (self.graphs != 1)}"
+            f"{self.converted} of {total} nodes in {engines} TensorRT engine{'s' * (engines != 1)}, "
+            f"from {graphs} graph{'s' * (graphs != 1)}"
         ]
         lines += [
             f"  {segment.name}: {len(segment.nodes)} nodes, {len(segment.weights)} weights" for segment in self.segments

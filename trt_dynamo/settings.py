@@ -121,8 +121,8 @@ class Settings:
     )
     rebuild: Rebuild = setting(
         "background",
-        "what follows when an engine no longer fits (a size outside its profile, changed weights): eager answers meanwhile "
-        "(`background`), the call waits (`sync`), or eager answers from then on (`never`)",
+        "what follows when an engine no longer fits (a size outside its profile, changed weights): eager answers "
+        "meanwhile (`background`), the call waits (`sync`), or eager answers from then on (`never`)",
     )
     progress: Progress = setting("auto", "progress bars for long builds: `auto` shows them on a terminal only")
 

@@ -1,7 +1,7 @@
 """From Dynamo's graph to an ATen graph without mutations: `lower` runs AOTAutograd and our passes.
 
-Comes in: what Dynamo hands to a backend. Goes out: a `Lowered` per graph that needs no gradients; a graph that does need
-them never gets here, or goes back as it was.
+Comes in: what Dynamo hands to a backend. Goes out: a `Lowered` per graph that needs no gradients; a graph that does
+need them never gets here, or goes back as it was.
 """
 
 from __future__ import annotations
@@ -27,7 +27,8 @@ log = logging.getLogger(__name__)
 @dataclasses.dataclass(frozen=True, eq=False)
 class Lowered:
     """A functional ATen graph. `weights`: position among its placeholders to the parameter or buffer that came with it,
-    for those that stay the same from call to call and that the graph does not mutate; `names`: their qualified names."""
+    for those that stay the same from call to call and that the graph does not mutate; `names`: their qualified
+    names."""
 
     module: GraphModule
     weights: Mapping[int, torch.Tensor]
@@ -42,7 +43,9 @@ def needs_gradients(inputs: Sequence[Any]) -> bool:
 def lower(
     module: GraphModule, inputs: Sequence[Any], compile: Callable[[Lowered], Callable[..., Any]]
 ) -> Callable[..., Any]:
-    """The callable that Dynamo gets: AOTAutograd's wrapper (which writes mutations back) around what `compile` makes."""
+    """The callable that Dynamo gets: AOTAutograd's wrapper (which writes mutations back) around what `compile`
+    makes.
+    """
     placeholders = [node for node in module.graph.nodes if node.op == "placeholder"]
     names = [qualified_name(node) for node in placeholders]
     static = {

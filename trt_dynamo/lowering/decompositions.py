@@ -1,4 +1,6 @@
-"""Which ATen ops are taken apart before partitioning: torch's core table, less what has a converter, plus a short list."""
+"""Which ATen ops are taken apart before partitioning: torch's core table, less what has a converter, plus a short
+list.
+"""
 
 from __future__ import annotations
 
@@ -36,7 +38,7 @@ FURTHER = [
 @functools.cache
 def torch_table() -> dict[OpOverload, Callable[..., Any]]:
     table = dict(core_aten_decompositions())
-    table.update({op: f for op, f in get_decompositions(FURTHER).items() if op not in table})  # type: ignore[misc]
+    table.update({op: f for op, f in get_decompositions(FURTHER).items() if op not in table})
     return {op: function for op, function in table.items() if isinstance(op, OpOverload)}
 
 

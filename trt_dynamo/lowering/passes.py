@@ -51,7 +51,7 @@ def sizes_from_inputs(graph: Graph) -> None:
         if expression not in made and not expression.is_number:
             made[expression] = symbols.get(expression) or size_node(graph, last, expression, symbols, node)
             last = made[expression] if expression not in symbols else last
-        node.replace_all_uses_with(made.get(expression, int(expression) if expression.is_number else None))  # type: ignore[arg-type]
+        node.replace_all_uses_with(made.get(expression, int(expression) if expression.is_number else None))
         graph.erase_node(node)
 
 

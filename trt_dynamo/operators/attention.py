@@ -1,7 +1,7 @@
 """An op for `scaled_dot_product_attention`, for which AOTAutograd would pick a device's kernel.
 
-The op `trt_dynamo::scaled_dot_product_attention` is torch's function under a name of ours: the same arguments, results and
-strides on every device, and one node for the converter instead of five kernels' different ones.
+The op `trt_dynamo::scaled_dot_product_attention` is torch's function under a name of ours: the same arguments,
+results and strides on every device, and one node for the converter instead of five kernels' different ones.
 """
 
 from __future__ import annotations

@@ -45,6 +45,10 @@ class Slot:
     calm: int = 0  # calls since the weights last changed
     building: bool = False
 
+    def holds(self, tensors: Sequence[torch.Tensor]) -> bool:
+        """Whether there is an engine, and nothing points to a change of the weights in it."""
+        return self.engine is not None and self.weights is not None and self.weights.is_unchanged(tensors)
+
 
 class SegmentModule(torch.nn.Module):
     """Runs one segment. `positions` are those of its arguments that are baked into engines."""
@@ -106,9 +110,8 @@ class SegmentModule(torch.nn.Module):
     def slot_for(self, tensors: Sequence[torch.Tensor]) -> tuple[Slot | None, str]:
         """The slot for these weights, or why there is none. Its engine, if it has one, holds exactly these."""
         slot = self.slots.get(identity(tensors)) if not self.reads_weights else None
-        if slot is not None and slot.engine is not None and slot.weights is not None:
-            if slot.weights.is_unchanged(tensors):
-                return slot, ""
+        if slot is not None and slot.holds(tensors):
+            return slot, ""
         if self.broken is not None:
             return None, self.broken
         if self.failure is not None:
@@ -145,7 +148,7 @@ class SegmentModule(torch.nn.Module):
     def serve_shared(self, tensors: Sequence[torch.Tensor], background: bool) -> tuple[Slot | None, str]:
         if self.shared is None:
             self.shared = Slot(None)
-            why = f"more than max_weight_sets={self.settings.max_weight_sets} sets of weights; this one takes them as inputs"
+            why = f"more than max_weight_sets={self.settings.max_weight_sets} sets of weights; it takes them as inputs"
             return self.build(self.shared, tensors, why, background), "the engine is being built"
         return self.shared, "the engine is being built"
 
