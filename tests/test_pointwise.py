@@ -101,12 +101,16 @@ def test_what_is_lost_near_zero_is_not() -> None:
 def test_logarithms_are_exact_at_whole_powers() -> None:
     twos = torch.tensor([2.0**i for i in range(-20, 30)])
     check(lambda x: torch.floor(torch.log2(x)), twos, rtol=0, atol=0)
-    check(lambda x: torch.floor(torch.log10(x)), torch.tensor([1.0, 10.0, 100.0, 1e3, 1e4, 1e5, 1e6, 1e7]), rtol=0, atol=0)
+    check(
+        lambda x: torch.floor(torch.log10(x)), torch.tensor([1.0, 10.0, 100.0, 1e3, 1e4, 1e5, 1e6, 1e7]), rtol=0, atol=0
+    )
 
 
 @pytest.mark.parametrize("decimals", [0, 1, 3, -1, -2])
 def test_round_to_decimals(decimals: int) -> None:
-    check(lambda x: torch.round(x, decimals=decimals), torch.tensor([1.25, -1.35, 123.456, 150.0, 250.0, -0.05, math.nan]))
+    check(
+        lambda x: torch.round(x, decimals=decimals), torch.tensor([1.25, -1.35, 123.456, 150.0, 250.0, -0.05, math.nan])
+    )
 
 
 @pytest.mark.parametrize("name", ["isposinf", "isneginf", "nan_to_num", "frac", "logit"])
@@ -233,7 +237,9 @@ def test_large_integers_stay_exact() -> None:
 @both
 @pytest.mark.parametrize("exponent", [0, 1, 2, 3, 5, 16, 17, -1, -2, 0.5, -0.5, 1.5, 2.0, -3.0])
 def test_powers_of_floats(exponent: float, dynamic: bool) -> None:
-    check(lambda x: x**exponent, torch.tensor([-2.0, -1.5, -0.0, 0.0, 0.5, 1.0, 3.0, math.nan, math.inf]), dynamic=dynamic)
+    check(
+        lambda x: x**exponent, torch.tensor([-2.0, -1.5, -0.0, 0.0, 0.5, 1.0, 3.0, math.nan, math.inf]), dynamic=dynamic
+    )
     check(lambda x: x**exponent, torch.linspace(0.5, 1.5, 6).half(), dynamic=dynamic)
 
 
@@ -244,7 +250,9 @@ def test_powers_of_integers(dtype: torch.dtype) -> None:
 
 
 def test_powers_of_tensors() -> None:
-    check(torch.pow, torch.tensor([2.0, -2.0, 0.0, 9.0, -8.0, 1.0]), torch.tensor([3.0, 3.0, 0.0, 0.5, 1 / 3, math.nan]))
+    check(
+        torch.pow, torch.tensor([2.0, -2.0, 0.0, 9.0, -8.0, 1.0]), torch.tensor([3.0, 3.0, 0.0, 0.5, 1 / 3, math.nan])
+    )
     check(torch.pow, sample(torch.float32, 3, 1).abs(), sample(torch.float32, 4), dynamic=True)
     check(lambda x: x ** x.shape[0], sample(torch.float32, 3, 2), dynamic=True)
 
@@ -337,7 +345,9 @@ def test_bits(name: str) -> None:
             if mask >= 0 or dtype is not torch.uint8:
                 check(lambda x, mask=mask: function(x, mask), sample(dtype, 20), build_engines=mask == 7)
     wide = torch.tensor([2**62 + 5, -(2**62) - 7, -1, 2**63 - 1, -(2**63), 12345678901])
-    check(lambda x: (function(x, 2**62 - 1), function(x, 2**40 + 3), function(x, -(2**50)), function(x, x.flip(0))), wide)
+    check(
+        lambda x: (function(x, 2**62 - 1), function(x, 2**40 + 3), function(x, -(2**50)), function(x, x.flip(0))), wide
+    )
     check(lambda x: (function(x, 0x7FFFFFFF), function(x, 0x0F0F0F0F)), wide.to(torch.int32))
 
 
@@ -368,10 +378,17 @@ def test_shifts_of_large_numbers() -> None:
 
 
 @both
-@pytest.mark.parametrize("shapes", [((), ()), ((1,), ()), ((0,), (1,)), ((3, 0), (1, 1)), ((2, 1, 3), (4, 1)), ((1, 1), (5, 1, 1, 2))])
+@pytest.mark.parametrize(
+    "shapes", [((), ()), ((1,), ()), ((0,), (1,)), ((3, 0), (1, 1)), ((2, 1, 3), (4, 1)), ((1, 1), (5, 1, 1, 2))]
+)
 def test_broadcasts(shapes: tuple[tuple[int, ...], tuple[int, ...]], dynamic: bool) -> None:
     a, b = (sample(torch.float32, *shape) for shape in shapes)
-    check(lambda a, b: (a + b, a > b, torch.maximum(a, b), torch.where(a > b, a, b), a % 0.7, torch.atan2(a, b)), a, b, dynamic=dynamic)
+    check(
+        lambda a, b: (a + b, a > b, torch.maximum(a, b), torch.where(a > b, a, b), a % 0.7, torch.atan2(a, b)),
+        a,
+        b,
+        dynamic=dynamic,
+    )
 
 
 def test_strided_operands() -> None:

@@ -88,6 +88,11 @@ def has(method: str) -> bool:
     return hasattr(trt.INetworkDefinition, method)
 
 
+def probed(thing: object) -> Any:
+    """The same thing, untyped: for what some versions lack, after `has` said that this one has it."""
+    return thing
+
+
 def is_rtx() -> bool:
     """TensorRT for RTX: no NonZero, NMS, bf16 deconvolution; portable engines; its own CUDA-graph rules."""
     return flavor() == "tensorrt_rtx"

@@ -1,6 +1,7 @@
 """Activations: `IActivationLayer` where its formula is torch's and NaN goes through it, else elementwise layers.
 
-CLIP and HARD_SIGMOID make a number of NaN (TensorRT's own constant folding shows it), so bounds are compared and chosen.
+CLIP and HARD_SIGMOID make a number of NaN (TensorRT's own constant folding shows it), so bounds are compared and
+chosen.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ from trt_dynamo.aten_converters.functions import expm1, formula, log1p
 from trt_dynamo.aten_converters.network import Network, Tensor
 from trt_dynamo.aten_converters.pointwise import clamp, clamped
 from trt_dynamo.aten_converters.registry import converter
+from trt_dynamo.errors import Unsupported
 
 aten = torch.ops.aten
 
@@ -45,6 +47,16 @@ def leaky_relu(net: Network, x: Tensor, slope: float = 0.01) -> Tensor:
     return net.activation("LEAKY_RELU", x, alpha=float(slope))
 
 
+@converter(aten.rrelu_with_noise_functional.default)
+def rrelu(
+    net: Network, x: Tensor, noise: Tensor, lower: float = 0.125, upper: float = 1 / 3, training: bool = False
+) -> tuple[Tensor, Tensor]:
+    """Outside of training the slope is the middle one, and the noise stays."""
+    if training:
+        raise Unsupported("random slopes: each call's are others")
+    return leaky_relu(net, x, (lower + upper) / 2), noise
+
+
 @converter(aten._prelu_kernel.default)
 def prelu(net: Network, x: Tensor, weight: Tensor) -> Tensor:
     return net.where(net.elementwise("GREATER", x, 0), x, net.elementwise("PROD", x, weight))
@@ -74,7 +86,9 @@ def hardsigmoid(net: Network, x: Tensor) -> Tensor:
 
 @formula(aten.hardswish.default)
 def hardswish(net: Network, x: Tensor) -> Tensor:
-    return net.elementwise("DIV", net.elementwise("PROD", x, clamped(net, net.elementwise("SUM", x, 3.0), 0.0, 6.0)), 6.0)
+    return net.elementwise(
+        "DIV", net.elementwise("PROD", x, clamped(net, net.elementwise("SUM", x, 3.0), 0.0, 6.0)), 6.0
+    )
 
 
 @formula(aten.softplus.default)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import sympy
 import torch
@@ -19,6 +19,9 @@ from trt_dynamo.trt import has, to_trt, trt
 if TYPE_CHECKING:
     from trt_dynamo.aten_converters.network import Tensor
     from trt_dynamo.aten_converters.shapes import ShapeArithmetic
+
+
+L = TypeVar("L")
 
 
 class Arrangement:
@@ -70,6 +73,7 @@ class Arrangement:
 
     if TYPE_CHECKING:
 
+        def made(self, layer: L | None) -> L: ...
         def out(self, layer: Any, index: int = 0, *, shape: Any = None, dtype: Any = None) -> Tensor: ...
         def constant(self, value: Any, dtype: Any = None, *, name: str | None = None) -> Tensor: ...
         def operand(self, x: Any, dtype: torch.dtype, rank: int = 0) -> Tensor: ...
@@ -79,7 +83,7 @@ class Arrangement:
         dims = tuple(dims)
         if dims == x.shape:
             return x
-        layer = self.raw.add_shuffle(x.raw)
+        layer = self.made(self.raw.add_shuffle(x.raw))
         layer.zero_is_placeholder = False
         if is_static(dims):
             layer.reshape_dims = dims
@@ -127,7 +131,7 @@ class Arrangement:
         order = [axis % x.ndim for axis in order]
         if order == list(range(x.ndim)):
             return x
-        layer = self.raw.add_shuffle(x.raw)
+        layer = self.made(self.raw.add_shuffle(x.raw))
         layer.first_transpose = trt.Permutation(order)
         out = self.out(layer, shape=[x.shape[axis] for axis in order], dtype=x.dtype)
         swaps_last_two = x.ndim >= 2 and order == [*range(x.ndim - 2), x.ndim - 1, x.ndim - 2]
@@ -213,7 +217,7 @@ class Arrangement:
         total: Dim = 0
         for x in xs:
             total = total + x.shape[axis]
-        layer = self.raw.add_concatenation([x.raw for x in xs])
+        layer = self.made(self.raw.add_concatenation([x.raw for x in xs]))
         layer.axis = axis
         shape = [*xs[0].shape[:axis], total, *xs[0].shape[axis + 1 :]]
         return self.out(layer, shape=shape, dtype=xs[0].dtype)

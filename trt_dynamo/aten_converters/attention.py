@@ -18,7 +18,7 @@ from trt_dynamo.aten_converters.registry import converter
 from trt_dynamo.aten_converters.shapes import floordiv
 from trt_dynamo.errors import Unsupported
 from trt_dynamo.profiles import Dim
-from trt_dynamo.trt import has, trt
+from trt_dynamo.trt import has, probed, trt
 
 aten = torch.ops.aten
 
@@ -147,11 +147,15 @@ def attend(net: Network, attention: Attention) -> Tensor:
     if attention.mask is not None and attention.mask.dtype not in (torch.bool, attention.query.dtype):
         # torch takes a float32 mask for half queries, and computes in float32 then.
         wide = attention.replaced(*(net.wide(x) for x in (attention.query, attention.key, attention.value)))
-        return net.cast(attend(net, dataclasses.replace(wide, mask=net.cast(wide.mask, wide.query.dtype))), attention.query.dtype)  # type: ignore[arg-type]
+        return net.cast(
+            attend(net, dataclasses.replace(wide, mask=net.cast(wide.mask, wide.query.dtype))), attention.query.dtype
+        )  # type: ignore[arg-type]
     result = by_layer(net, attention) if fits_layer(attention) else by_products(net, attention)
     if attention.mask is None:
         return result
-    return net.where(any_of(net, lets_through(net, attention.mask), [attention.mask.ndim - 1], keepdim=True), result, 0.0)
+    return net.where(
+        any_of(net, lets_through(net, attention.mask), [attention.mask.ndim - 1], keepdim=True), result, 0.0
+    )
 
 
 def lets_through(net: Network, mask: Tensor) -> Tensor:
@@ -188,14 +192,13 @@ def by_layer(net: Network, attention: Attention) -> Tensor:
         query, key, value = (net.unsqueeze(x, [1]) for x in (query, key, value))
         mask = net.unsqueeze(mask, [1]) if mask is not None and mask.ndim == 3 else mask
     query = net.elementwise("PROD", query, scale_of(attention))
-    softmax = trt.AttentionNormalizationOp.SOFTMAX
+    raw, names = probed(net.raw), probed(trt)
+    softmax = names.AttentionNormalizationOp.SOFTMAX
     if has("add_attention_v2"):
-        form = trt.CausalMaskKind.UPPER_LEFT if attention.causal else trt.CausalMaskKind.NONE
-        layer = net.raw.add_attention_v2(query.raw, key.raw, value.raw, softmax, form)
+        form = names.CausalMaskKind.UPPER_LEFT if attention.causal else names.CausalMaskKind.NONE
+        layer = net.made(raw.add_attention_v2(query.raw, key.raw, value.raw, softmax, form))
     else:
-        layer = net.raw.add_attention(query.raw, key.raw, value.raw, softmax, False)
-    if layer is None:
-        raise Unsupported(net.refusal("TensorRT refused the attention"))
+        layer = net.made(raw.add_attention(query.raw, key.raw, value.raw, softmax, False))
     layer.decomposable = True
     if mask is not None:
         keys = key.shape[2]

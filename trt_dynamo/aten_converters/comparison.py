@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import TypeAlias
+
 import sympy
 import torch
 from torch._ops import OpOverload
@@ -13,7 +15,7 @@ from trt_dynamo.errors import Unsupported
 
 aten = torch.ops.aten
 
-Number = Operand | sympy.Expr
+Number: TypeAlias = Operand | sympy.Expr
 
 
 # -- comparisons: TensorRT has three; NaN compares as unequal to everything --------------------------------------------
@@ -164,7 +166,10 @@ def of_bits(net: Network, x: Tensor, dtype: torch.dtype) -> Tensor:
 def operands(net: Network, a: Number, b: Number) -> tuple[Number, Number, torch.dtype]:
     """Both in the dtype that torch computes them in; a number stays one."""
     dtype = net.promoted_dtype(a, b)
-    left, right = (net.cast(x, dtype) if isinstance(x, Tensor) else x if isinstance(x, int) else net.operand(x, dtype) for x in (a, b))
+    left, right = (
+        net.cast(x, dtype) if isinstance(x, Tensor) else x if isinstance(x, int) else net.operand(x, dtype)
+        for x in (a, b)
+    )
     return left, right, dtype
 
 
@@ -230,7 +235,9 @@ def shifted(net: Network, x: Number, places: Number, *, signs: int = 0) -> tuple
     if dtype not in WIDTH:
         raise Unsupported(f"a shift of {str(dtype).removeprefix('torch.')}")
     value, count = net.align(net.operand(x, torch.int64), net.operand(places, torch.int64))
-    inside = net.elementwise("AND", net.elementwise("GREATER", count, -1), net.elementwise("LESS", count, WIDTH[dtype] - signs))
+    inside = net.elementwise(
+        "AND", net.elementwise("GREATER", count, -1), net.elementwise("LESS", count, WIDTH[dtype] - signs)
+    )
     return value, net.where(inside, count, 0), inside
 
 

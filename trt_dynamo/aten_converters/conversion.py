@@ -24,8 +24,8 @@ from trt_dynamo.trt import TYPES, to_torch, to_trt, trt
 class Binding:
     """One input or output of an engine.
 
-    `order` is the order of dims in memory: the engine sees `tensor.permute(order)`. `position` counts among the segment's
-    arguments (inputs) or results (outputs). A `size` is a Python int that goes in as a host shape tensor.
+    `order` is the order of dims in memory: the engine sees `tensor.permute(order)`. `position` counts among the
+    segment's arguments (inputs) or results (outputs). A `size` is a Python int that goes in as a host shape tensor.
     """
 
     name: str
@@ -39,7 +39,9 @@ class Binding:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class ConvertedNetwork:
-    """A network that is complete, and what its inputs and outputs are. `constants`: layer name to the tensor behind it."""
+    """A network that is complete, and what its inputs and outputs are. `constants`: layer name to the tensor behind
+    it.
+    """
 
     network: Network
     inputs: tuple[Binding, ...]

@@ -63,7 +63,8 @@ def convolution(
 
 
 def convolve(net: Network, x: Tensor, weight: Tensor, bias: Tensor | None, geometry: Geometry) -> Tensor:
-    layer = net.raw.add_convolution_nd(x.raw, int(weight.shape[0]), kernel_size(weight), trt.Weights(to_trt(x.dtype)))
+    maps = int(weight.shape[0])
+    layer = net.made(net.raw.add_convolution_nd(x.raw, maps, kernel_size(weight), trt.Weights(to_trt(x.dtype))))
     give(layer, weight, bias, geometry)
     layer.padding_nd = geometry.padding
     return net.out(layer, shape=geometry.shape, dtype=x.dtype)
@@ -85,7 +86,7 @@ def deconvolve(net: Network, x: Tensor, weight: Tensor, bias: Tensor | None, geo
     cuts = [cut - more for cut, more in zip(geometry.padding, geometry.output_padding, strict=True)]
     grows = min(cuts) < 0
     maps = int(weight.shape[1]) * geometry.groups
-    layer = net.raw.add_deconvolution_nd(x.raw, maps, kernel_size(weight), trt.Weights(to_trt(x.dtype)))
+    layer = net.made(net.raw.add_deconvolution_nd(x.raw, maps, kernel_size(weight), trt.Weights(to_trt(x.dtype))))
     give(layer, weight, None if grows else bias, geometry)
     layer.pre_padding, layer.post_padding = geometry.padding, [max(cut, 0) for cut in cuts]
     result = net.out(layer, shape=None if grows else shape, dtype=x.dtype)

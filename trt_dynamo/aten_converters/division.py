@@ -99,7 +99,9 @@ def differs_in_sign(net: Network, rest: Tensor, b: Tensor) -> Tensor:
 
 
 def exact_fmod(net: Network, a: Tensor, b: Tensor) -> Tensor:
-    """`a - q * b` for the whole quotient `q`, exact for quotients up to 2**45: by a large multiple first, then by `b`."""
+    """`a - q * b` for the whole quotient `q`, exact for quotients up to 2**45: by a large multiple first, then by
+    `b`.
+    """
     size, divisor = net.unary("ABS", a), net.unary("ABS", b)
     rest = rest_of(net, rest_of(net, size, net.elementwise("PROD", divisor, 2.0**22)), divisor)
     return net.where(signbit(net, a), net.unary("NEG", rest), rest)

@@ -164,7 +164,10 @@ ERFC = (
 )  # fmt: skip
 
 # Rational fits to the inverse of erf, for the middle and the ends.
-ERFINV_MIDDLE = (0.886226899, -1.645349621, 0.914624893, -0.140543331), (-2.118377725, 1.442710462, -0.329097515, 0.012229801)
+ERFINV_MIDDLE = (
+    (0.886226899, -1.645349621, 0.914624893, -0.140543331),
+    (-2.118377725, 1.442710462, -0.329097515, 0.012229801),
+)
 ERFINV_END = (-1.970840454, -1.624906493, 3.429567803, 1.641345311), (3.543889200, 1.637067800)
 
 
@@ -188,14 +191,24 @@ def erfinv(net: Network, y: Tensor) -> Tensor:
     """A rational fit, then two of Newton's steps; plus or minus infinity at plus or minus 1, NaN beyond."""
     size = net.unary("ABS", y)
     square = net.elementwise("PROD", y, y)
-    middle = net.elementwise("PROD", y, net.elementwise("DIV", polynomial(net, square, ERFINV_MIDDLE[0]), with_one(net, square, ERFINV_MIDDLE[1])))
-    root = net.unary("SQRT", net.unary("NEG", net.unary("LOG", net.elementwise("PROD", net.elementwise("SUB", 1.0, size), 0.5))))
+    middle = net.elementwise(
+        "PROD",
+        y,
+        net.elementwise("DIV", polynomial(net, square, ERFINV_MIDDLE[0]), with_one(net, square, ERFINV_MIDDLE[1])),
+    )
+    root = net.unary(
+        "SQRT", net.unary("NEG", net.unary("LOG", net.elementwise("PROD", net.elementwise("SUB", 1.0, size), 0.5)))
+    )
     end = net.elementwise("DIV", polynomial(net, root, ERFINV_END[0]), with_one(net, root, ERFINV_END[1]))
     x = net.where(net.elementwise("GREATER", size, 0.7), copysign(net, end, y), middle)
     for _ in range(2):
-        slope = net.elementwise("PROD", net.unary("EXP", net.unary("NEG", net.elementwise("PROD", x, x))), 2 / math.sqrt(math.pi))
+        slope = net.elementwise(
+            "PROD", net.unary("EXP", net.unary("NEG", net.elementwise("PROD", x, x))), 2 / math.sqrt(math.pi)
+        )
         x = net.elementwise("SUB", x, net.elementwise("DIV", net.elementwise("SUB", net.unary("ERF", x), y), slope))
-    outside = net.where(net.elementwise("EQUAL", size, 1.0), copysign(net, net.full((), math.inf, y.dtype), y), math.nan)
+    outside = net.where(
+        net.elementwise("EQUAL", size, 1.0), copysign(net, net.full((), math.inf, y.dtype), y), math.nan
+    )
     return net.where(net.elementwise("LESS", size, 1.0), x, outside)
 
 

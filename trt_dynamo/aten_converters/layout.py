@@ -1,4 +1,6 @@
-"""Strides: an engine reads and writes dense row-major memory, so a tensor of other strides is permuted at the border."""
+"""Strides: an engine reads and writes dense row-major memory, so a tensor of other strides is permuted at the
+border.
+"""
 
 from __future__ import annotations
 

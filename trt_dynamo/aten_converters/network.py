@@ -1,7 +1,7 @@
 """`Network`: TensorRT layers with torch's semantics (promotion, broadcasting, casts, symbolic sizes), stated once.
 
-Converters get one and give back its `Tensor`s. `out` is the only way to get a tensor from a layer: it reads the shape at
-once, because TensorRT creates a wrong layer happily and its setters fail without an exception.
+Converters get one and give back its `Tensor`s. `out` is the only way to get a tensor from a layer: it reads the shape
+at once, because TensorRT creates a wrong layer happily and its setters fail without an exception.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from torch._prims_common import elementwise_dtypes
 from torch.fx import Node
 
 from trt_dynamo import log
-from trt_dynamo.aten_converters.arrangement import Arrangement
+from trt_dynamo.aten_converters.arrangement import Arrangement, L
 from trt_dynamo.aten_converters.shapes import ShapeArithmetic
 from trt_dynamo.errors import ConversionError, Unsupported
 from trt_dynamo.profiles import Dim
@@ -62,7 +62,9 @@ Operand = Tensor | bool | int | float
 
 
 def holds(dtype: torch.dtype, x: Operand | sympy.Expr) -> bool:
-    """Whether a number keeps its value in the half type, up to rounding: 1e9 and 1e-8 do not; a tensor has its own type."""
+    """Whether a number keeps its value in the half type, up to rounding: 1e9 and 1e-8 do not; a tensor has its own
+    type.
+    """
     if isinstance(x, sympy.Expr):
         return False
     if isinstance(x, Tensor):
@@ -83,7 +85,9 @@ class Network(Arrangement):
         self.source = ""  # the user's line behind it
         self.expected: tuple[Any, ...] = ()  # meta["val"] of the results of that node
         self.used: tuple[bool, ...] = ()  # which of its results anybody reads
-        self.node: Node | None = None  # the node itself, for what a `Tensor` does not tell: the strides of its arguments
+        self.node: Node | None = (
+            None  # the node itself, for what a `Tensor` does not tell: the strides of its arguments
+        )
         self.owners: list[torch.Tensor] = []  # TensorRT keeps pointers to weights, not copies
         self.constants: dict[str, torch.Tensor] = {}  # layer name to value, for weights that Python cannot read back
         self.inputs: dict[str, trt.ITensor] = {}
@@ -119,6 +123,12 @@ class Network(Arrangement):
             raise Unsupported(self.refusal("TensorRT logged an error"))
         return raw
 
+    def made(self, layer: L | None) -> L:
+        """The layer, for one whose attributes are set before `out`; `Unsupported` if TensorRT made none."""
+        if layer is None:
+            raise Unsupported(self.refusal("TensorRT refused the layer"))
+        return layer
+
     def refusal(self, otherwise: str) -> str:
         """TensorRT's own words on what went wrong last."""
         errors, log.MESSAGES.errors[:] = list(log.MESSAGES.errors), []
@@ -132,7 +142,9 @@ class Network(Arrangement):
         shape: Sequence[Dim] | None = None,
         dtype: torch.dtype | None = None,
     ) -> Tensor:
-        """The layer's output as a `Tensor`. `shape` gives what TensorRT calls -1; `dtype` is needed for carried types."""
+        """The layer's output as a `Tensor`. `shape` gives what TensorRT calls -1; `dtype` is needed for carried
+        types.
+        """
         raw = self.raw_out(layer, index)
         seen = tuple(raw.shape)
         dims = [self.dim_seen(raw, axis, size, shape) for axis, size in enumerate(seen)]
@@ -141,7 +153,9 @@ class Network(Arrangement):
     def dim_seen(self, raw: trt.ITensor, axis: int, size: int, shape: Sequence[Dim] | None) -> Dim:
         if shape is not None:
             if size >= 0 and isinstance(shape[axis], int) and shape[axis] != size:
-                raise ConversionError(f"{self.scope}: dim {axis} was meant to be {shape[axis]}, TensorRT makes it {size}")
+                raise ConversionError(
+                    f"{self.scope}: dim {axis} was meant to be {shape[axis]}, TensorRT makes it {size}"
+                )
             return shape[axis] if size < 0 else size
         if size >= 0:
             return size
@@ -150,7 +164,9 @@ class Network(Arrangement):
         return symbol
 
     def input(self, name: str, dtype: torch.dtype, shape: Sequence[Dim]) -> Tensor:
-        """A network input; a type that TensorRT takes only at the border (uint8, int8) is cast to its carrier at once."""
+        """A network input; a type that TensorRT takes only at the border (uint8, int8) is cast to its carrier at
+        once.
+        """
         if dtype not in TYPES:
             raise Unsupported(f"TensorRT has no {str(dtype).removeprefix('torch.')}")
         if len(shape) > MAX_RANK:
@@ -170,7 +186,9 @@ class Network(Arrangement):
 
     # -- constants ----------------------------------------------------------------------------------------------------
 
-    def constant(self, value: torch.Tensor | bool | int | float, dtype: torch.dtype | None = None, *, name: str | None = None) -> Tensor:
+    def constant(
+        self, value: torch.Tensor | bool | int | float, dtype: torch.dtype | None = None, *, name: str | None = None
+    ) -> Tensor:
         """A constant of the network, in torch's own layout and dtype. `name` is the parameter's qualified name."""
         tensor = torch.as_tensor(value, dtype=dtype) if not isinstance(value, torch.Tensor) else value
         if tensor.dtype is torch.float64 and not isinstance(value, torch.Tensor):
@@ -179,8 +197,12 @@ class Network(Arrangement):
             raise Unsupported(f"TensorRT has no {str(tensor.dtype).removeprefix('torch.')}")
         stored = tensor.detach().to(CARRIED.get(tensor.dtype, tensor.dtype)).cpu().contiguous()
         self.owners.append(stored)
-        weights = trt.Weights(to_trt(stored.dtype), stored.data_ptr(), stored.numel()) if stored.numel() else trt.Weights(to_trt(stored.dtype))
-        layer = self.raw.add_constant(tuple(stored.shape), weights)
+        weights = (
+            trt.Weights(to_trt(stored.dtype), stored.data_ptr(), stored.numel())
+            if stored.numel()
+            else trt.Weights(to_trt(stored.dtype))
+        )
+        layer = self.made(self.raw.add_constant(tuple(stored.shape), weights))
         raw = self.raw_out(layer, name=name)
         self.constants[layer.name] = stored
         return Tensor(raw, tensor.dtype, tuple(stored.shape), value=stored)
@@ -189,7 +211,11 @@ class Network(Arrangement):
         """A one-element constant of the rank, made once per network."""
         key = (type(value), repr(value), dtype, rank)
         if key not in self.scalars:
-            wrapped = torch.tensor(value, dtype=dtype) if not isinstance(value, float) or dtype.is_floating_point else torch.tensor(value).to(dtype)
+            wrapped = (
+                torch.tensor(value, dtype=dtype)
+                if not isinstance(value, float) or dtype.is_floating_point
+                else torch.tensor(value).to(dtype)
+            )
             self.scalars[key] = self.constant(wrapped.reshape((1,) * rank))
         return self.scalars[key]
 
@@ -241,7 +267,11 @@ class Network(Arrangement):
     def promoted_dtype(self, *xs: Operand | sympy.Expr, kind: Kind = Kind.DEFAULT) -> torch.dtype:
         """The dtype that torch computes `xs` in, by torch's own rules (0-D tensors and Python numbers are weak)."""
         samples = [
-            torch.empty((1,) * x.ndim, dtype=x.dtype, device="meta") if isinstance(x, Tensor) else 1 if isinstance(x, sympy.Expr) else x
+            torch.empty((1,) * x.ndim, dtype=x.dtype, device="meta")
+            if isinstance(x, Tensor)
+            else 1
+            if isinstance(x, sympy.Expr)
+            else x
             for x in xs
         ]
         return elementwise_dtypes(*samples, type_promotion_kind=kind)[1]
@@ -263,11 +293,19 @@ class Network(Arrangement):
         """An `IUnaryLayer`. `op` is a name of `UnaryOperation`."""
         x = self.cast(x, self.promoted_dtype(x, kind=kind))
         dtype = torch.bool if op in ("ISNAN", "ISINF", "NOT") else x.dtype
-        return self.wrap(self.out(self.raw.add_unary(x.raw, getattr(trt.UnaryOperation, op)), shape=x.shape, dtype=dtype))
+        return self.wrap(
+            self.out(self.raw.add_unary(x.raw, getattr(trt.UnaryOperation, op)), shape=x.shape, dtype=dtype)
+        )
 
-    def elementwise(self, op: str, a: Operand | sympy.Expr, b: Operand | sympy.Expr, *, kind: Kind = Kind.DEFAULT) -> Tensor:
+    def elementwise(
+        self, op: str, a: Operand | sympy.Expr, b: Operand | sympy.Expr, *, kind: Kind = Kind.DEFAULT
+    ) -> Tensor:
         """An `IElementWiseLayer` over promoted, broadcast operands. `op` is a name of `ElementWiseOperation`."""
-        if op in ARITHMETIC and (dtype := self.promoted_dtype(a, b, kind=kind)) in HALVES and not (holds(dtype, a) and holds(dtype, b)):
+        if (
+            op in ARITHMETIC
+            and (dtype := self.promoted_dtype(a, b, kind=kind)) in HALVES
+            and not (holds(dtype, a) and holds(dtype, b))
+        ):
             return self.cast(self.elementwise(op, self.wide(a), self.wide(b)), dtype)
         left, right = self.promote(a, b, kind=kind)
         dtype = left.dtype
@@ -285,9 +323,7 @@ class Network(Arrangement):
 
     def activation(self, op: str, x: Tensor, alpha: float | None = None, beta: float | None = None) -> Tensor:
         """An `IActivationLayer`. `op` is a name of `ActivationType`; its alpha and beta are set when given."""
-        layer = self.raw.add_activation(x.raw, getattr(trt.ActivationType, op))
-        if layer is None:
-            raise Unsupported(self.refusal(f"TensorRT refused {op}"))
+        layer = self.made(self.raw.add_activation(x.raw, getattr(trt.ActivationType, op)))
         if alpha is not None:
             layer.alpha = alpha
         if beta is not None:
@@ -324,7 +360,7 @@ class Network(Arrangement):
             rank = x.ndim
             wide = self.reshape(x, (1, *x.shape) if rank else (1, 1))
             return self.reshape(self.softmax(wide, 1), x.shape)
-        layer = self.raw.add_softmax(x.raw)
+        layer = self.made(self.raw.add_softmax(x.raw))
         layer.axes = 1 << (dim % x.ndim)
         return self.out(layer, shape=x.shape, dtype=x.dtype)
 

@@ -1,6 +1,7 @@
 """Normalization: `INormalizationLayer` for layer, group and instance norms, elementwise layers where it does not fit.
 
-Weights stay as torch has them: scale and shift are computed in the network, where TensorRT folds them and can refit them.
+Weights stay as torch has them: scale and shift are computed in the network, where TensorRT folds them and can refit
+them.
 """
 
 from __future__ import annotations
@@ -14,9 +15,8 @@ from trt_dynamo.aten_converters.network import Network, Tensor
 from trt_dynamo.aten_converters.reduction import count_of, degrees, moments
 from trt_dynamo.aten_converters.registry import converter
 from trt_dynamo.aten_converters.shapes import floordiv
-from trt_dynamo.errors import Unsupported
 from trt_dynamo.profiles import Dim
-from trt_dynamo.trt import has
+from trt_dynamo.trt import has, probed
 
 aten = torch.ops.aten
 
@@ -24,9 +24,16 @@ Results = tuple[Tensor | None, ...]
 
 
 def normalized(
-    net: Network, x: Tensor, axes: Sequence[int], scale: Tensor | None, shift: Tensor | None, eps: float, groups: int = 1
+    net: Network,
+    x: Tensor,
+    axes: Sequence[int],
+    scale: Tensor | None,
+    shift: Tensor | None,
+    eps: float,
+    groups: int = 1,
 ) -> Tensor:
-    """`(x - mean) * rsqrt(var + eps) * scale + shift` with statistics over the axes; scale and shift have the rank of `x`.
+    """`(x - mean) * rsqrt(var + eps) * scale + shift` with statistics over the axes; scale and shift have the rank of
+    `x`.
 
     The layer wants a scale and a shift of one shape.
     """
@@ -36,10 +43,9 @@ def normalized(
     if shift is None:
         shift = net.full(scale.shape, 0, x.dtype)
     mask = sum(1 << axis for axis in axes)
-    add = net.raw.add_normalization_v2 if has("add_normalization_v2") else net.raw.add_normalization
-    layer = add(x.raw, scale.raw, shift.raw, mask)
-    if layer is None:
-        raise Unsupported(net.refusal("TensorRT refused the normalization"))
+    raw = probed(net.raw)
+    add = raw.add_normalization_v2 if has("add_normalization_v2") else raw.add_normalization
+    layer = net.made(add(x.raw, scale.raw, shift.raw, mask))
     layer.epsilon = eps
     if groups != 1:
         layer.num_groups = groups
@@ -71,7 +77,9 @@ def statistics(net: Network, x: Tensor, axes: Sequence[int], eps: float) -> Resu
         return None, None
     middle, _, squares = moments(net, net.wide(x), list(axes))
     spread = rsqrt(net, net.elementwise("SUM", net.reduce("AVG", squares, axes, keepdim=True), eps))
-    return tuple(net.cast(net.reshape(s, net.result_shape(i)), net.result_dtype(i)) for i, s in ((1, middle), (2, spread)))
+    return tuple(
+        net.cast(net.reshape(s, net.result_shape(i)), net.result_dtype(i)) for i, s in ((1, middle), (2, spread))
+    )
 
 
 @converter(aten.native_group_norm.default)
@@ -117,11 +125,24 @@ def affine(net: Network, x: Tensor, scale: Tensor | None, shift: Tensor | None) 
 
 @converter(aten._native_batch_norm_legit_no_training.default, aten._batch_norm_no_update.default)
 def batch_norm(
-    net: Network, x: Tensor, weight: Tensor | None, bias: Tensor | None, mean: Tensor, var: Tensor, momentum: float, eps: float
+    net: Network,
+    x: Tensor,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    mean: Tensor,
+    var: Tensor,
+    momentum: float,
+    eps: float,
 ) -> Results:
     """One factor and one summand for each channel, which TensorRT folds into a convolution before it."""
     y = net.cast(scaled_and_shifted(net, x, weight, bias, net.wide(mean), net.wide(var), eps), x.dtype)
-    return (y, *(net.constant(torch.empty(0, dtype=v.dtype)) if u else None for v, u in zip(net.expected[1:], net.used[1:], strict=True)))
+    return (
+        y,
+        *(
+            net.constant(torch.empty(0, dtype=v.dtype)) if u else None
+            for v, u in zip(net.expected[1:], net.used[1:], strict=True)
+        ),
+    )
 
 
 def scaled_and_shifted(
@@ -176,7 +197,9 @@ def batch_norm_functional(
 ) -> Results:
     """The running statistics come out as results: `(1 - momentum) * old + momentum * new`, the variance unbiased."""
     if not training:
-        y = net.cast(scaled_and_shifted(net, x, weight, bias, net.wide(running_mean), net.wide(running_var), eps), x.dtype)
+        y = net.cast(
+            scaled_and_shifted(net, x, weight, bias, net.wide(running_mean), net.wide(running_var), eps), x.dtype
+        )
         empty = [net.constant(torch.empty(0, dtype=net.result_dtype(i))) if net.used[i] else None for i in (1, 2)]
         return (y, *empty, running_mean, running_var)
     results, mean, var = batch_norm_in_training(net, x, weight, bias, eps)

@@ -1,14 +1,13 @@
 """Elementwise arithmetic, minima and maxima, choices: `IUnaryLayer`, `IElementWiseLayer`, `ISelectLayer`.
 
-NaN goes through a minimum, a maximum and a clamp as in torch. TensorRT does not say what its MIN and MAX make of it (its
-constant folding drops it), so floats are compared, which every device does alike, and chosen.
+NaN goes through a minimum, a maximum and a clamp as in torch. TensorRT does not say what its MIN and MAX make of it
+(its constant folding drops it), so floats are compared, which every device does alike, and chosen.
 """
 
 from __future__ import annotations
 
-from typing import TypeAlias
-
 import math
+from typing import TypeAlias
 
 import sympy
 import torch
@@ -188,7 +187,8 @@ def product_of(net: Network, x: Tensor, times: int) -> Tensor:
     return net.elementwise("PROD", square, x) if times % 2 else square
 
 
-# -- the lesser, the greater, a choice -----------------------------------------------------------------------------------
+# -- the lesser, the greater, a choice
+# -----------------------------------------------------------------------------------
 
 
 def extreme(net: Network, a: Number, b: Number, wins: str) -> Tensor:

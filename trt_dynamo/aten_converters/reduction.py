@@ -39,17 +39,23 @@ def added(net: Network, op: str, x: Tensor, dims: Dims, keepdim: bool) -> Tensor
 
 
 @converter(aten.sum.default, aten.sum.dim_IntList)
-def sum_(net: Network, x: Tensor, dims: Dims = None, keepdim: bool = False, *, dtype: torch.dtype | None = None) -> Tensor:
+def sum_(
+    net: Network, x: Tensor, dims: Dims = None, keepdim: bool = False, *, dtype: torch.dtype | None = None
+) -> Tensor:
     return added(net, "SUM", x, dims, keepdim)
 
 
 @converter(aten.mean.default, aten.mean.dim)
-def mean(net: Network, x: Tensor, dims: Dims = None, keepdim: bool = False, *, dtype: torch.dtype | None = None) -> Tensor:
+def mean(
+    net: Network, x: Tensor, dims: Dims = None, keepdim: bool = False, *, dtype: torch.dtype | None = None
+) -> Tensor:
     return added(net, "AVG", x, dims, keepdim)
 
 
 @converter(aten.prod.default, aten.prod.dim_int)
-def prod(net: Network, x: Tensor, dim: Dims = None, keepdim: bool = False, *, dtype: torch.dtype | None = None) -> Tensor:
+def prod(
+    net: Network, x: Tensor, dim: Dims = None, keepdim: bool = False, *, dtype: torch.dtype | None = None
+) -> Tensor:
     return added(net, "PROD", x, dim, keepdim)
 
 
@@ -76,7 +82,9 @@ def place_of(net: Network, op: str, x: Tensor, axis: int, keepdim: bool = False)
     return net.cast(net.reduce("MIN", places, [axis], keepdim), torch.int64)
 
 
-def register_extreme(op: str, over: torch._ops.OpOverload, total: torch._ops.OpOverload, along: torch._ops.OpOverload) -> None:
+def register_extreme(
+    op: str, over: torch._ops.OpOverload, total: torch._ops.OpOverload, along: torch._ops.OpOverload
+) -> None:
     @converter(over)
     def extreme_over(net: Network, x: Tensor, dims: Dims = (), keepdim: bool = False) -> Tensor:
         return extreme_of(net, op, x, axes_of(x, dims), keepdim)
@@ -193,7 +201,13 @@ def degrees(net: Network, count: Dim, correction: float) -> float | Tensor:
 
 @converter(aten.linalg_vector_norm.default)
 def vector_norm(
-    net: Network, x: Tensor, order: float = 2, dims: Dims = None, keepdim: bool = False, *, dtype: torch.dtype | None = None
+    net: Network,
+    x: Tensor,
+    order: float = 2,
+    dims: Dims = None,
+    keepdim: bool = False,
+    *,
+    dtype: torch.dtype | None = None,
 ) -> Tensor:
     result = net.result_dtype()
     return net.cast(norm_of(net, net.wide(net.cast(x, result)), order, axes_of(x, dims), keepdim), result)
@@ -221,6 +235,8 @@ def logsumexp(net: Network, x: Tensor, dims: Sequence[int], keepdim: bool = Fals
     wide, axes = net.wide(net.cast(x, net.result_dtype())), axes_of(x, dims)
     largest = net.reduce("MAX", wide, axes, keepdim=True)
     middle = net.where(net.unary("ISINF", largest), 0.0, largest)
-    total = net.unary("LOG", net.reduce("SUM", net.unary("EXP", net.elementwise("SUB", wide, middle)), axes, keepdim=True))
+    total = net.unary(
+        "LOG", net.reduce("SUM", net.unary("EXP", net.elementwise("SUB", wide, middle)), axes, keepdim=True)
+    )
     result = net.elementwise("SUM", total, middle)
     return net.cast(result if keepdim else net.squeeze(result, axes), net.result_dtype())

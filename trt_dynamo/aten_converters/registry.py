@@ -1,4 +1,5 @@
-"""The table of converters: `@converter(aten.x.overload, ...)` puts a plain function in, binding by ATen schema gets its arguments.
+"""The table of converters: `@converter(aten.x.overload, ...)` puts a plain function in, binding by ATen schema gets
+its arguments.
 
 A converter is `def x(net, a, b, dim=0, *, dtype=None)`. Parameters after `net` are filled by position from the schema,
 keyword-only ones by their ATen name. A schema argument that the converter does not name must hold its default, else the

@@ -33,7 +33,8 @@ def scan(net: Network, xs: tuple[Tensor, ...], fills: tuple[float, ...], axis: i
     while reach < longest:
         starts = [-reach if i == axis else 0 for i in range(xs[0].ndim)]
         before = tuple(
-            net.slice(x, starts, x.shape, [1] * x.ndim, "FILL", net.scalar(fill, x.dtype)) for x, fill in zip(xs, fills, strict=True)
+            net.slice(x, starts, x.shape, [1] * x.ndim, "FILL", net.scalar(fill, x.dtype))
+            for x, fill in zip(xs, fills, strict=True)
         )
         xs = step(before, xs)
         reach *= 2
@@ -72,7 +73,9 @@ def register_running_extreme(target: torch._ops.OpOverload, wins: str) -> None:
         def step(a: tuple[Tensor, ...], b: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
             stays = net.elementwise("AND", net.elementwise(wins, a[0], b[0]), net.logical_not(isnan(net, b[0])))
             if x.is_float:
-                stays = net.elementwise("OR", stays, net.elementwise("AND", isnan(net, a[0]), net.logical_not(isnan(net, b[0]))))
+                stays = net.elementwise(
+                    "OR", stays, net.elementwise("AND", isnan(net, a[0]), net.logical_not(isnan(net, b[0])))
+                )
             return net.where(stays, a[0], b[0]), net.where(stays, a[1], b[1])
 
         counted = net.linspace(x.shape, 0, [int(i == axis) for i in range(x.ndim)])

@@ -104,7 +104,7 @@ class ShapeArithmetic:
         if slope.is_Integer and rest.is_Integer and slope > 0 and sympy.expand(slope * symbol + rest - dim) == 0:
             solved = lambda: self.binary(
                 "FLOOR_DIV", self.binary("SUB", read(), self.constant(int(rest))), self.constant(int(slope))
-            )  # noqa: E731
+            )
             self.sources.setdefault(symbol, solved)
 
     def known(self, dim: Dim) -> bool:

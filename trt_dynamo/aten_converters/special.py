@@ -10,7 +10,15 @@ from collections.abc import Sequence
 
 import torch
 
-from trt_dynamo.aten_converters.functions import ERFINV_END, ERFINV_MIDDLE, erfc, erfc_scaled, formula, polynomial, with_one
+from trt_dynamo.aten_converters.functions import (
+    ERFINV_END,
+    ERFINV_MIDDLE,
+    erfc,
+    erfc_scaled,
+    formula,
+    polynomial,
+    with_one,
+)
 from trt_dynamo.aten_converters.network import Network, Tensor
 from trt_dynamo.aten_converters.pointwise import copysign, extreme
 from trt_dynamo.errors import Unsupported
@@ -100,7 +108,17 @@ BESSEL_NEAR = 3.75
 I0_NEAR = (1.0, 3.5156229, 3.0899424, 1.2067492, 0.2659732, 0.0360768, 0.0045813)
 I0_FAR = (0.39894228, 0.01328592, 0.00225319, -0.00157565, 0.00916281, -0.02057706, 0.02635537, -0.01647633, 0.00392377)
 I1_NEAR = (0.5, 0.87890594, 0.51498869, 0.15084934, 0.02658733, 0.00301532, 0.00032411)
-I1_FAR = (0.39894228, -0.03988024, -0.00362018, 0.00163801, -0.01031555, 0.02282967, -0.02895312, 0.01787654, -0.00420059)
+I1_FAR = (
+    0.39894228,
+    -0.03988024,
+    -0.00362018,
+    0.00163801,
+    -0.01031555,
+    0.02282967,
+    -0.02895312,
+    0.01787654,
+    -0.00420059,
+)
 
 
 def bessel(net: Network, x: Tensor, near: Sequence[float], far: Sequence[float], *, odd: bool, scaled: bool) -> Tensor:
@@ -111,7 +129,9 @@ def bessel(net: Network, x: Tensor, near: Sequence[float], far: Sequence[float],
     close = polynomial(net, net.elementwise("PROD", ratio, ratio), near)
     close = net.elementwise("PROD", close, x) if odd else close
     outer = net.where(inside, BESSEL_NEAR, size)
-    apart = net.elementwise("DIV", polynomial(net, net.elementwise("DIV", BESSEL_NEAR, outer), far), net.unary("SQRT", outer))
+    apart = net.elementwise(
+        "DIV", polynomial(net, net.elementwise("DIV", BESSEL_NEAR, outer), far), net.unary("SQRT", outer)
+    )
     apart = copysign(net, apart, x) if odd else apart
     if scaled:
         return net.where(inside, net.elementwise("PROD", close, net.unary("EXP", net.unary("NEG", size))), apart)
@@ -161,7 +181,9 @@ def ndtri(net: Network, p: Tensor) -> Tensor:
     u = net.where(net.elementwise("GREATER", y, 0.7), end, net.elementwise("PROD", middle, y))
     for _ in range(2):
         gap = net.elementwise("SUB", erfc(net, u), net.elementwise("PROD", small, 2.0))
-        slope = net.elementwise("PROD", net.unary("EXP", net.unary("NEG", net.elementwise("PROD", u, u))), 2 / math.sqrt(math.pi))
+        slope = net.elementwise(
+            "PROD", net.unary("EXP", net.unary("NEG", net.elementwise("PROD", u, u))), 2 / math.sqrt(math.pi)
+        )
         u = net.elementwise("SUM", u, net.elementwise("DIV", gap, slope))
     x = net.elementwise("PROD", u, math.sqrt(2))
     x = net.where(net.elementwise("EQUAL", small, 0.0), math.inf, x)
