@@ -12,7 +12,7 @@ from collections.abc import Sequence
 import torch
 
 import trt_dynamo.operators.attention  # noqa: F401  it defines the op
-from trt_dynamo.aten_converters.network import Network, Tensor
+from trt_dynamo.aten_converters.network import HALVES, Network, Tensor
 from trt_dynamo.aten_converters.reduction import any_of
 from trt_dynamo.aten_converters.registry import converter
 from trt_dynamo.aten_converters.shapes import floordiv
@@ -144,18 +144,19 @@ def kernel(net: Network, attention: Attention, dropout: float) -> Sequence[Tenso
 
 
 def attend(net: Network, attention: Attention) -> Tensor:
-    if attention.mask is not None and attention.mask.dtype not in (torch.bool, attention.query.dtype):
-        # torch takes a float32 mask for half queries, and computes in float32 then.
+    """A row that may look at nothing is 0, as in torch."""
+    mask, dtype = attention.mask, attention.query.dtype
+    if mask is not None and mask.dtype not in (torch.bool, dtype):
+        # torch takes a float32 mask for half queries, and computes in float32 then. In plain layers: at casts in front
+        # of the attention layer TensorRT for RTX 1.7's builder crashes.
         wide = attention.replaced(*(net.wide(x) for x in (attention.query, attention.key, attention.value)))
-        return net.cast(
-            attend(net, dataclasses.replace(wide, mask=net.cast(wide.mask, wide.query.dtype))), attention.query.dtype
-        )  # type: ignore[arg-type]
-    result = by_layer(net, attention) if fits_layer(attention) else by_products(net, attention)
-    if attention.mask is None:
+        attention = dataclasses.replace(wide, mask=net.cast(mask, wide.query.dtype))
+        result = net.cast(by_products(net, attention), dtype)
+    else:
+        result = by_layer(net, attention) if fits_layer(attention) else by_products(net, attention)
+    if mask is None:
         return result
-    return net.where(
-        any_of(net, lets_through(net, attention.mask), [attention.mask.ndim - 1], keepdim=True), result, 0.0
-    )
+    return net.where(any_of(net, lets_through(net, mask), [mask.ndim - 1], keepdim=True), result, 0.0)
 
 
 def lets_through(net: Network, mask: Tensor) -> Tensor:
@@ -168,10 +169,11 @@ def lets_through(net: Network, mask: Tensor) -> Tensor:
 def fits_layer(attention: Attention) -> bool:
     """Whether TensorRT's own layer can take it: three or four dims, heads and head size known, keys shaped like values.
 
-    TensorRT 10's layer, which `add_attention_v2` came after, gets causal masks wrong in half precision.
+    It has no kernel for float32, and RTX's builder crashes on a float32 attention that has a mask and whose queries were
+    cast. TensorRT 10's layer, which `add_attention_v2` came after, gets causal masks wrong.
     """
     query, key, value, mask = attention.query, attention.key, attention.value, attention.mask
-    if not has("add_attention") or query.ndim not in (3, 4) or not key.shape == value.shape:
+    if not has("add_attention") or query.dtype not in HALVES or query.ndim not in (3, 4) or key.shape != value.shape:
         return False
     if attention.causal and not has("add_attention_v2"):
         return False

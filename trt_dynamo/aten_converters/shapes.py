@@ -87,6 +87,10 @@ class ShapeArithmetic:
         if not isinstance(dim, int):
             self.learn(dim, lambda: self.read(tensor(), axis))
 
+    def divided(self, size: trt.ITensor, rest: int, slope: int) -> trt.ITensor:
+        """What `s` is where `slope*s + rest` is `size`."""
+        return self.binary("FLOOR_DIV", self.binary("SUB", size, self.constant(rest)), self.constant(slope))
+
     def declare_value(self, dim: Dim, read: Callable[[], trt.ITensor]) -> None:
         """Says that `read` gives `dim` as a one-element int64 tensor, where nothing in the network tells it."""
         if not self.known(dim):
@@ -102,10 +106,7 @@ class ShapeArithmetic:
         (symbol,) = symbols
         slope, rest = dim.coeff(symbol), dim.subs(symbol, 0)
         if slope.is_Integer and rest.is_Integer and slope > 0 and sympy.expand(slope * symbol + rest - dim) == 0:
-            solved = lambda: self.binary(
-                "FLOOR_DIV", self.binary("SUB", read(), self.constant(int(rest))), self.constant(int(slope))
-            )
-            self.sources.setdefault(symbol, solved)
+            self.sources.setdefault(symbol, lambda: self.divided(read(), int(rest), int(slope)))
 
     def known(self, dim: Dim) -> bool:
         """Whether the size can be computed here; a network input is needed where it cannot."""

@@ -49,7 +49,7 @@ def mirrored(net: Network, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
 @formula(aten.lgamma.default)
 def lgamma(net: Network, x: Tensor) -> Tensor:
     left, right, angle = mirrored(net, x)
-    z, near, steps = moved_up(net, right)
+    z, _, steps = moved_up(net, right)
     series = polynomial(net, inverse_square(net, z), (1 / 12, -1 / 360, 1 / 1260, -1 / 1680))
     main = net.elementwise("PROD", net.elementwise("SUB", z, 0.5), net.elementwise("SUB", net.unary("LOG", z), 1.0))
     value = net.elementwise("SUM", main, net.elementwise("DIV", series, z))
