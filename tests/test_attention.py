@@ -17,7 +17,7 @@ aten = torch.ops.aten
 sdpa = F.scaled_dot_product_attention
 
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
-NEAR: dict[torch.dtype, dict[str, float]] = {
+NEAR: dict[torch.dtype, dict[str, Any]] = {
     torch.float32: {"rtol": 1e-4, "atol": 1e-5},
     torch.float16: {"rtol": 1e-2, "atol": 4e-3},
     torch.bfloat16: {"rtol": 4e-2, "atol": 2e-2},
@@ -62,7 +62,7 @@ def holes(*shape: int) -> torch.Tensor:
 @each_type
 def test_plain(dtype: torch.dtype, dynamic: bool) -> None:
     made = check(sdpa, *operands(dtype=dtype), dynamic=dynamic, **NEAR[dtype])
-    assert dynamic or "ATTENTION_INPUT" in kinds(made)
+    assert dynamic or ("ATTENTION_INPUT" in kinds(made)) == (dtype in DTYPES[1:])
 
 
 @both
@@ -73,7 +73,7 @@ def test_causal(lengths: tuple[int, int], dtype: torch.dtype, dynamic: bool) -> 
     made = check(
         lambda q, k, v: sdpa(q, k, v, is_causal=True), *operands(*lengths, dtype=dtype), dynamic=dynamic, **NEAR[dtype]
     )
-    assert dynamic or "ATTENTION_INPUT" in kinds(made)
+    assert dynamic or ("ATTENTION_INPUT" in kinds(made)) == (dtype in DTYPES[1:])
 
 
 MASKS = [(5, 7), (1, 7), (2, 1, 5, 7), (2, 4, 5, 7), (1, 1, 1, 7), (2, 1, 1, 7), (1, 4, 5, 7), (2, 4, 5, 1)]
@@ -91,7 +91,7 @@ def test_masks_of_bools(shape: tuple[int, ...], dtype: torch.dtype, dynamic: boo
         build_engines=dtype is torch.float16,
         **NEAR[dtype],
     )
-    assert dynamic or "ATTENTION_INPUT" in kinds(made)
+    assert dynamic or ("ATTENTION_INPUT" in kinds(made)) == (dtype in DTYPES[1:])
 
 
 @both
@@ -127,7 +127,7 @@ def test_grouped_queries(key_heads: int, dtype: torch.dtype, dynamic: bool) -> N
         dynamic=dynamic,
         **NEAR[dtype],
     )
-    assert dynamic or "ATTENTION_INPUT" in kinds(made)
+    assert dynamic or ("ATTENTION_INPUT" in kinds(made)) == (dtype in DTYPES[1:])
 
 
 def test_other_shapes() -> None:
@@ -170,6 +170,14 @@ def test_kernels_of_torch() -> None:
         check(lambda q, k, v: aten._scaled_dot_product_flash_attention_for_cpu(q, k, v)[1], query, key, value)
 
 
+@pytest.mark.parametrize("dtype", DTYPES[1:])
+def test_float32_attention_of_cast_halves(dtype: torch.dtype) -> None:
+    """RTX's builder ends the whole process on its own layer here."""
+    function = lambda q, k, v, m: sdpa(q.float(), k.float(), v.float(), m).to(dtype)  # noqa: E731
+    for mask in (holes(2, 1, 5, 7), random(5, 7)):
+        check(function, *operands(dtype=dtype), mask, **NEAR[dtype])
+
+
 def test_dropout_is_refused() -> None:
     own = torch.ops.trt_dynamo.scaled_dot_product_attention
     with refused("dropout"):
@@ -184,5 +192,5 @@ def test_older_versions(missing: tuple[str, ...], dtype: torch.dtype, monkeypatc
     causal = check(lambda q, k, v: sdpa(q, k, v, is_causal=True), *operands(dtype=dtype), **NEAR[dtype])
     assert "ATTENTION_INPUT" not in kinds(causal)
     grouped = check(lambda q, k, v: sdpa(q, k, v, enable_gqa=True), *operands(key_heads=2, dtype=dtype), **NEAR[dtype])
-    assert ("ATTENTION_INPUT" in kinds(grouped)) == ("add_attention" not in missing)
+    assert ("ATTENTION_INPUT" in kinds(grouped)) == ("add_attention" not in missing and dtype in DTYPES[1:])
     check(sdpa, *operands(dtype=dtype), holes(2, 1, 5, 7), **NEAR[dtype])

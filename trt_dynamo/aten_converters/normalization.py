@@ -97,11 +97,11 @@ def group_norm(
     dtype = working_dtype(x, weight, bias)
     wide = net.cast(x, dtype)
     scale, shift = (by_channel(net, net.cast(w, dtype), x.ndim) if w is not None else None for w in (weight, bias))
-    if isinstance(channels, int) and x.ndim > 2 and has("add_normalization_v2"):
+    if isinstance(channels, int) and x.ndim > 2 and groups > 1 and has("add_normalization_v2"):
         ones = scale or by_channel(net, net.constant(torch.ones(channels, dtype=dtype)), x.ndim)
         y = normalized(net, wide, range(2, x.ndim), ones, shift, eps, groups)
     else:
-        # Each group is a row. The layer of older versions takes a scale for each group only.
+        # Each group is a row. The layer of older versions takes a scale for each group only, and takes one group for none.
         rows = net.reshape(wide, (batch, groups, floordiv(channels, groups) * inner))
         y = affine(net, net.reshape(normalized(net, rows, [2], None, None, eps), x.shape), scale, shift)
     if not any(net.used[1:]):

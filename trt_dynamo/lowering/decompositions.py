@@ -20,26 +20,48 @@ aten = torch.ops.aten
 FURTHER = [
     aten.addcdiv,
     aten.addcmul,
-    aten.baddbmm,
-    aten.addmv,
     aten.lerp,
     aten.mse_loss,
-    aten.native_batch_norm,
     aten.cudnn_batch_norm,
     aten._native_batch_norm_legit,
-    aten.std,
-    aten.std_mean,
-    aten.var_mean,
     aten.trace,
     aten.unsafe_split,
 ]
+
+
+def native_batch_norm(
+    x: torch.Tensor,
+    weight: torch.Tensor | None,
+    bias: torch.Tensor | None,
+    running_mean: torch.Tensor | None,
+    running_var: torch.Tensor | None,
+    training: bool,
+    momentum: float,
+    eps: float,
+) -> tuple[torch.Tensor, ...]:
+    """As the op that says what it writes; torch's own decomposition ends in a dozen of small ones."""
+    if running_mean is None or running_var is None:
+        results = aten._native_batch_norm_legit.no_stats(x, weight, bias, training, momentum, eps)
+    elif training:
+        *results, mean, var = aten._native_batch_norm_legit_functional(
+            x, weight, bias, running_mean, running_var, training, momentum, eps
+        )
+        running_mean.copy_(mean)
+        running_var.copy_(var)
+    else:
+        results = aten._native_batch_norm_legit_no_training(x, weight, bias, running_mean, running_var, momentum, eps)
+    return tuple(results)
+
+
+# Ours, in the place of torch's.
+OWN: dict[OpOverload, Callable[..., Any]] = {aten.native_batch_norm.default: native_batch_norm}
 
 
 @functools.cache
 def torch_table() -> dict[OpOverload, Callable[..., Any]]:
     table = dict(core_aten_decompositions())
     table.update({op: f for op, f in get_decompositions(FURTHER).items() if op not in table})
-    return {op: function for op, function in table.items() if isinstance(op, OpOverload)}
+    return {op: function for op, function in (table | OWN).items() if isinstance(op, OpOverload)}
 
 
 def decompositions() -> dict[OpOverload, Callable[..., Any]]:
