@@ -147,7 +147,7 @@ def test_within_a_layer_of_a_transformer(dynamic: bool) -> None:
 
     def layer(x: torch.Tensor, weight: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
         heads = [part.unflatten(-1, (4, 8)).transpose(1, 2) for part in F.linear(x, weight).chunk(3, -1)]
-        return sdpa(*heads, attn_mask=mask).transpose(1, 2).flatten(2)
+        return sdpa(heads[0], heads[1], heads[2], mask).transpose(1, 2).flatten(2)
 
     check(layer, random(2, 6, 32), weight, holes(2, 1, 1, 6), dynamic=dynamic, **NEAR[torch.float32])
 

@@ -15,6 +15,7 @@ from trt_dynamo.trt import trt
 aten = torch.ops.aten
 
 both = pytest.mark.parametrize("dynamic", [False, True], ids=["static", "dynamic"])
+NEAR: dict[str, Any] = {"rtol": 1e-4, "atol": 1e-5}
 HALVES = (torch.float16, torch.bfloat16)
 
 
@@ -83,21 +84,19 @@ def test_group_norm(shape: tuple[int, ...], groups: int, dynamic: bool) -> None:
     if groups == 4 and shape[2:] in ((), (1, 1)):
         return  # torch refuses one value for each group
     x, weight, bias = random(*shape) * 2 + 3, random(4), random(4, seed=1)
-    near = {"rtol": 1e-4, "atol": 1e-5}
-    check(lambda x, w, b: F.group_norm(x, groups, w, b), x, weight, bias, dynamic=dynamic, **near)
-    check(lambda x: F.group_norm(x, groups), x, dynamic=dynamic, build_engines=False, **near)
+    check(lambda x, w, b: F.group_norm(x, groups, w, b), x, weight, bias, dynamic=dynamic, **NEAR)
+    check(lambda x: F.group_norm(x, groups), x, dynamic=dynamic, build_engines=False, **NEAR)
 
 
 @both
 @pytest.mark.parametrize("shape", [(2, 4, 5), (2, 4, 3, 5), (1, 4, 3, 5), (2, 4, 3, 2, 2)])
 def test_instance_norm(shape: tuple[int, ...], dynamic: bool) -> None:
     x, weight, bias = random(*shape) * 2 + 3, random(4), random(4, seed=1)
-    near = {"rtol": 1e-4, "atol": 1e-5}
-    made = check(lambda x, w, b: F.instance_norm(x, None, None, w, b), x, weight, bias, dynamic=dynamic, **near)
+    made = check(lambda x, w, b: F.instance_norm(x, None, None, w, b), x, weight, bias, dynamic=dynamic, **NEAR)
     assert dynamic or shape[0] != 1 or "NORMALIZATION" in kinds(made)
-    check(F.instance_norm, x, dynamic=dynamic, build_engines=False, **near)
+    check(F.instance_norm, x, dynamic=dynamic, build_engines=False, **NEAR)
     check(
-        lambda x, m, v: F.instance_norm(x, m, v, use_input_stats=False), x, weight, bias.abs(), dynamic=dynamic, **near
+        lambda x, m, v: F.instance_norm(x, m, v, use_input_stats=False), x, weight, bias.abs(), dynamic=dynamic, **NEAR
     )
 
 
@@ -119,10 +118,9 @@ def trained(x: torch.Tensor, mean: torch.Tensor, var: torch.Tensor, weight: torc
 @pytest.mark.parametrize("shape", [(3, 4), (2, 4, 3, 5)])
 def test_batch_norm_in_training(shape: tuple[int, ...], dynamic: bool) -> None:
     x, rest = random(*shape) * 2 + 1, [random(4, seed=i).abs() + 0.1 for i in range(4)]
-    near = {"rtol": 1e-4, "atol": 1e-5}
-    check(trained, x, *rest, dynamic=dynamic, **near)
-    check(lambda x, w, b: F.batch_norm(x, None, None, w, b, training=True), x, *rest[2:], dynamic=dynamic, **near)
-    check(lambda x: F.batch_norm(x, None, None, training=True), x, dynamic=dynamic, **near)
+    check(trained, x, *rest, dynamic=dynamic, **NEAR)
+    check(lambda x, w, b: F.batch_norm(x, None, None, w, b, training=True), x, *rest[2:], dynamic=dynamic, **NEAR)
+    check(lambda x: F.batch_norm(x, None, None, training=True), x, dynamic=dynamic, **NEAR)
 
 
 @both
@@ -153,8 +151,7 @@ def test_older_versions_get_groups_as_rows(monkeypatch: pytest.MonkeyPatch) -> N
         module, "has", lambda name: name != "add_normalization_v2" and hasattr(trt.INetworkDefinition, name)
     )
     for shape in ((2, 4, 5), (2, 4, 3, 5)):
-        near = {"rtol": 1e-4, "atol": 1e-5}
-        check(lambda x, w, b: F.group_norm(x, 2, w, b), random(*shape), random(4), random(4, seed=1), **near)
+        check(lambda x, w, b: F.group_norm(x, 2, w, b), random(*shape), random(4), random(4, seed=1), **NEAR)
     check(lambda x, w, b: F.layer_norm(x, (5,), w, b), random(2, 3, 5), random(5), random(5))
     check(
         lambda x, w, b: F.instance_norm(x, None, None, w, b),

@@ -64,8 +64,8 @@ ANY_NUMBER: dict[str, Callable[..., Any]] = {
 FLOAT_RESULT: dict[str, Callable[..., Any]] = {
     name: getattr(torch, name)
     for name in (
-        "exp exp2 expm1 log log2 log10 log1p sqrt rsqrt reciprocal sin cos tan sinh cosh tanh asin acos atan asinh acosh "
-        "atanh erf erfc sigmoid sinc deg2rad rad2deg"
+        "exp exp2 expm1 log log2 log10 log1p sqrt rsqrt reciprocal sin cos tan sinh cosh tanh asin acos atan asinh "
+        "acosh atanh erf erfc sigmoid sinc deg2rad rad2deg"
     ).split()
 }
 

@@ -169,8 +169,8 @@ def lets_through(net: Network, mask: Tensor) -> Tensor:
 def fits_layer(attention: Attention) -> bool:
     """Whether TensorRT's own layer can take it: three or four dims, heads and head size known, keys shaped like values.
 
-    It has no kernel for float32, and RTX's builder crashes on a float32 attention that has a mask and whose queries were
-    cast. TensorRT 10's layer, which `add_attention_v2` came after, gets causal masks wrong.
+    It has no kernel for float32, and RTX's builder crashes on a float32 attention with a mask and cast queries.
+    TensorRT 10's layer, which `add_attention_v2` came after, gets causal masks wrong.
     """
     query, key, value, mask = attention.query, attention.key, attention.value, attention.mask
     if not has("add_attention") or query.dtype not in HALVES or query.ndim not in (3, 4) or key.shape != value.shape:

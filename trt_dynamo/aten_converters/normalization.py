@@ -101,7 +101,7 @@ def group_norm(
         ones = scale or by_channel(net, net.constant(torch.ones(channels, dtype=dtype)), x.ndim)
         y = normalized(net, wide, range(2, x.ndim), ones, shift, eps, groups)
     else:
-        # Each group is a row. The layer of older versions takes a scale for each group only, and takes one group for none.
+        # Each group is a row. The layer takes one group for none, and its older version a scale for each group only.
         rows = net.reshape(wide, (batch, groups, floordiv(channels, groups) * inner))
         y = affine(net, net.reshape(normalized(net, rows, [2], None, None, eps), x.shape), scale, shift)
     if not any(net.used[1:]):

@@ -32,6 +32,9 @@ REDUCE = {
     "amin": ("MIN", "MIN", math.inf),
 }
 
+# What the reductions mean for bool.
+LOGICAL = {"sum": "amax", "add": "amax", "amax": "amax", "prod": "amin", "multiply": "amin", "amin": "amin"}
+
 
 def neutral(how: str, dtype: torch.dtype) -> float | int:
     value = REDUCE[how][2]
@@ -61,7 +64,8 @@ def scatter_reduce(
         flat = [net.unsqueeze_to(t, 1) for t in (x, index, source)]
         return net.reshape(scatter_reduce(net, flat[0], 0, flat[1], flat[2], how, include_self=include_self), x.shape)
     if x.dtype is torch.bool:
-        raise Unsupported("a combining scatter of bool")
+        numbers = (net.cast(x, torch.int32), dim, index, net.cast(source, torch.int32), LOGICAL[how])
+        return net.cast(scatter_reduce(net, *numbers, include_self=include_self), torch.bool)
     if product(index.shape) == 0 or product(x.shape) == 0:
         return x
     axis = dim % x.ndim
