@@ -52,9 +52,11 @@ def addmm(net: Network, base: Tensor, a: Tensor, b: Tensor, *, beta: float = 1, 
 
 @converter(aten.addbmm.default)
 def addbmm(net: Network, base: Tensor, a: Tensor, b: Tensor, *, beta: float = 1, alpha: float = 1) -> Tensor:
-    """The products of the batch are added up."""
-    total = net.cast(net.reduce("SUM", net.wide(multiplied(net, a, b)), [0]), a.dtype)
-    return scaled_sum(net, base, total, beta, alpha)
+    """The products of the batch are added up: one product over the batch and the inner dim together."""
+    batch, rows, inner = a.shape
+    left = net.reshape(net.permute(a, [1, 0, 2]), (rows, batch * inner))
+    right = net.reshape(b, (batch * inner, b.shape[2]))
+    return scaled_sum(net, base, multiplied(net, left, right), beta, alpha)
 
 
 @converter(aten.addr.default)
