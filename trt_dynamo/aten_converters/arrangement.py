@@ -195,6 +195,8 @@ class Arrangement:
         self, shape: Sequence[Dim], start: Dim, steps: Sequence[Dim], dtype: torch.dtype = torch.int64
     ) -> Tensor:
         """A tensor whose element at `index` is `start + sum(steps[d] * index[d])`; of float32, int32 or int64."""
+        if not shape:
+            return self.operand(start, dtype)
         layer = self.raw.add_fill(tuple(shape) if is_static(shape) else (1,), trt.FillOperation.LINSPACE, to_trt(dtype))
         if layer is None:
             raise Unsupported("TensorRT refused the fill")
