@@ -272,6 +272,10 @@ CLAMPS: dict[str, Callable[[torch.Tensor], Any]] = {
 }
 
 
+if not torch.zeros(100).clamp(min=math.nan).isnan().all():
+    del CLAMPS["nan"]  # torch 2.11's vectorized kernel ignores such a bound, its scalar one does not
+
+
 @both
 @pytest.mark.parametrize("name", CLAMPS)
 def test_clamps(name: str, dynamic: bool) -> None:

@@ -35,7 +35,7 @@ def ops(as_markdown: AsMarkdown = False, as_json: AsJson = False, modules: Modul
             typer.echo(f"| `{op}` | {', '.join(f'`{name}`' for name in names)} | `{module}` |")
         return
     write_table(("operator", "overloads", "converted in"), [(op, ", ".join(names), where) for op, names, where in rows])
-    typer.echo(f"{plural(len(rows), 'operator')}, {plural(overloads, 'overload')}")
+    typer.echo(f"{plural(len({op for op, _, _ in rows}), 'operator')}, {plural(overloads, 'overload')}")
 
 
 def converted() -> list[tuple[str, list[str], str]]:
