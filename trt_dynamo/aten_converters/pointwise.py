@@ -154,6 +154,12 @@ def nowhere(net: Network, x: Tensor) -> Tensor:
     return net.elementwise("AND", net.cast(x, torch.bool), False)
 
 
+@converter(torch.ops.prims.convert_element_type.default)
+def convert_element_type(net: Network, x: Tensor, dtype: torch.dtype) -> Tensor:
+    """Where Dynamo makes tensors of Python floats that change from call to call, this casts them."""
+    return net.cast(x, dtype)
+
+
 # -- powers ------------------------------------------------------------------------------------------------------------
 
 # Powers up to this one are multiplied out, which is exact for integers and right for any base on every device.
