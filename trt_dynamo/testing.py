@@ -84,16 +84,17 @@ def check(
     build_engines: bool = True,
     whole: bool = True,
     settings: Settings | None = None,
+    also: Sequence[Sequence[Any]] = (),
 ) -> Checked:
     """Asserts that TensorRT networks mean what eager means by `function(*args)`; tensor arguments become inputs.
+
+    `also` holds further arguments, of other sizes where `dynamic`, for the same networks.
 
     Raises:
         Unsupported: with `whole`, some node has no place in TensorRT; the text has every reason.
         AssertionError: the results differ. ConversionError, BuildError: as their docstrings say.
     """
     settings = settings or Settings(min_segment_nodes=0, strict=True)
-    with torch.no_grad():
-        expected = tree_flatten(function(*copied(args)))[0]
     module = trace(function, copied(args), dynamic=dynamic)
     with unset_fake_temporarily():
         parts = partition(module, {}, settings)
@@ -109,17 +110,24 @@ def check(
             build(converted, profile_of(converted, ranges_of(values)), settings, label=segment.name)
         setattr(parts.module, segment.name, EvaluatedSegment(converted))
     with torch.no_grad():
-        actual = parts.module(*copied(args))
-    for position, (want, got) in enumerate(zip(expected, actual, strict=True)):
-        if isinstance(want, torch.Tensor):
-            message = lambda text, p=position: f"result {p}: {text}"  # noqa: E731
-            torch.testing.assert_close(got, want, rtol=rtol, atol=atol, equal_nan=True, msg=message)
-            wide = [axis for axis, size in enumerate(want.shape) if size > 1]
-            same = all(got.stride(axis) == want.stride(axis) for axis in wide)
-            assert same or got.numel() < 2 or not whole, f"strides {got.stride()}, eager {want.stride()}"
-        else:
+        results = parts.module(*copied(args))
+        compare(results, function(*copied(args)), rtol, atol, strides=whole)
+        for given in also:
+            compare(parts.module(*copied(given)), function(*copied(given)), rtol, atol, strides=whole)
+    return Checked(parts, tuple(networks), tuple(results))
+
+
+def compare(results: Sequence[Any], wanted: Any, rtol: float | None, atol: float | None, *, strides: bool) -> None:
+    """Asserts that `results` are those in the tree `wanted`, in values, dtypes and, where it shows, strides."""
+    for position, (want, got) in enumerate(zip(tree_flatten(wanted)[0], results, strict=True)):
+        if not isinstance(want, torch.Tensor):
             assert want == got, f"result {position}: {got}, eager {want}"
-    return Checked(parts, tuple(networks), tuple(actual))
+            continue
+        message = lambda text, p=position: f"result {p}: {text}"  # noqa: E731
+        torch.testing.assert_close(got, want, rtol=rtol, atol=atol, equal_nan=True, msg=message)
+        wide = [axis for axis, size in enumerate(want.shape) if size > 1]
+        same = all(got.stride(axis) == want.stride(axis) for axis in wide)
+        assert same or got.numel() < 2 or not strides, f"strides {got.stride()}, eager {want.stride()}"
 
 
 def copied(args: Sequence[Any]) -> list[Any]:
