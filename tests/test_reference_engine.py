@@ -242,6 +242,23 @@ def test_values_outside_of_the_profile_are_refused() -> None:
         context.execute_async_v3(0)
 
 
+def test_values_are_judged_anew_by_every_run() -> None:
+    """They lie in the caller's memory, where they may change without a word."""
+    context = reshaping().create_execution_context()
+    x, d, y, n = torch.randn(2, 6), torch.tensor([3, 4]), torch.empty(12), torch.zeros(2, dtype=torch.int64)
+    context.set_input_shape("x", (2, 6))
+    bind(context, x=x, d=d, y=y, n=n)
+    run(context, CPU)
+    d.copy_(torch.tensor([30, 1]))
+    with pytest.raises(EngineError, match="'d' are outside of the profile"):
+        context.execute_async_v3(0)
+    d.copy_(torch.tensor([7, 2]))
+    with pytest.raises(EngineError, match="SHUFFLE"):
+        context.execute_async_v3(0)
+    d.copy_(torch.tensor([2, 6]))
+    run(context, CPU)
+
+
 def test_shapes_that_do_not_fit_together_are_refused() -> None:
     context = reshaping().create_execution_context()
     d = torch.tensor([5, 5])

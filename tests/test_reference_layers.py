@@ -299,6 +299,12 @@ def test_top_k_with_k_given_as_a_tensor(kind: str) -> None:
         evaluate(net.raw, {"x": x, "k": torch.tensor(8, dtype=torch.int32)})
 
 
+def test_top_k_of_equal_values_takes_the_first() -> None:
+    x = torch.tensor([1.0, 3.0, 3.0, 0.0, 3.0] * 10).reshape(1, 50)
+    net = single(x, lambda net, tensor: net.raw.add_topk(tensor, trt.TopKOperation.MAX, 4, 0b10))
+    assert evaluate(net.raw, {"x": x})["y1"].tolist() == [[1, 2, 4, 6]]
+
+
 # Quantization
 
 
@@ -346,13 +352,13 @@ def test_quantize_to_fp8_saturates() -> None:
 
 
 def test_fp4_rounds_ties_to_the_even_bit() -> None:
-    x = torch.tensor([[0.25, 0.75, 1.25, 1.75, 2.5, 3.5, 5.0, 7.0, -0.3, -2.4, -4.9, -5.1, 0.0, 0.74, 0.2, 6.0]] * 2)
+    x = torch.tensor([[0.25, 0.75, 1.25, 1.75, 2.5, 3.5, 5.0, 7.0, -0.3, -2.4, -4.9, -5.1, 1.4, 0.74, 0.2, 6.0]] * 2)
     scale = torch.ones(2, 1)
     net = Net()
     quantized = net.raw.add_quantize(net.input("x", x), net.constant(scale), trt.DataType.FP4)
     quantized.axis = 1
     net.mark(net.raw.add_dequantize(quantized.get_output(0), net.constant(scale), F32).get_output(0))
-    want = [0.0, 1.0, 1.0, 2.0, 2.0, 4.0, 4.0, 6.0, -0.5, -2.0, -4.0, -6.0, 0.0, 0.5, 0.0, 6.0]
+    want = [0.0, 1.0, 1.0, 2.0, 2.0, 4.0, 4.0, 6.0, -0.5, -2.0, -4.0, -6.0, 1.5, 0.5, 0.0, 6.0]
     assert net.run(x=x)[0].tolist() == want
 
 
@@ -444,6 +450,31 @@ def test_non_maximum_suppression() -> None:
     assert suppression(scores) == (rows, 4)
     # the limit counts the candidates of all classes together
     assert suppression(scores, limit=3) == (rows[:3], 3)
+
+
+def centered_suppression(boxes: Tensor, scores: Tensor, overlap: float, least: float) -> list[list[int]]:
+    net = Net()
+    most = net.constant(torch.tensor(9, dtype=torch.int32))
+    layer = net.raw.add_nms(net.input("boxes", boxes), net.input("scores", scores), most)
+    layer.bounding_box_format = trt.BoundingBoxFormat.CENTER_SIZES
+    layer.set_input(3, net.constant(overlap))
+    layer.set_input(4, net.constant(least))
+    net.mark(layer.get_output(0))
+    rows: list[list[int]] = net.run(boxes=boxes, scores=scores).tolist()
+    return rows
+
+
+def test_non_maximum_suppression_at_its_thresholds() -> None:
+    """A score must exceed its threshold; an overlap, here of exactly a half, may reach its own."""
+    boxes = torch.tensor([[[1.0, 1.0, 2.0, 2.0], [1.0, 1.5, 2.0, 1.0], [1.0, 1.75, 2.0, 0.5], [8.0, 8.0, 1.0, 1.0]]])
+    scores = torch.tensor([[[0.75], [0.5], [0.375], [0.25]]])
+    assert centered_suppression(boxes, scores, 0.5, 0.25) == [[0, 0, 0], [0, 0, 1], [0, 0, 2]]
+
+
+def test_boxes_given_by_their_centers() -> None:
+    """A small box in a corner of a large one: taken as corners, or from a corner on, they would not meet."""
+    boxes = torch.tensor([[[5.0, 5.0, 8.0, 8.0], [2.0, 2.0, 2.0, 2.0]]])
+    assert centered_suppression(boxes, torch.tensor([[[0.9], [0.8]]]), 0.0, 0.1) == [[0, 0, 0]]
 
 
 def test_reverse_sequence() -> None:
@@ -705,6 +736,22 @@ def test_conditional_inside_a_loop() -> None:
     close(net.run(x=x, f=flags), torch.where(flags[:, None], -x, x))
 
 
+def test_conditional_in_a_loop_whose_branches_do_not_change() -> None:
+    """Only the condition differs from iteration to iteration, and it makes the result differ."""
+    x, flags = torch.randn(3), torch.tensor([True, False, True])
+    net = Net()
+    loop = net.raw.add_loop()
+    count = net.constant(torch.tensor(3, dtype=torch.int32))
+    loop.add_trip_limit(count, trt.TripLimit.COUNT)
+    flag = loop.add_iterator(net.input("f", flags)).get_output(0)
+    keep = lambda tensor: net.raw.add_identity(tensor).get_output(0)  # noqa: E731
+    result = conditional(net, flag, net.input("x", x), negated(net), keep)
+    output = loop.add_loop_output(result, trt.LoopOutput.CONCATENATE, 0)
+    output.set_input(1, count)
+    net.mark(output.get_output(0))
+    close(net.run(x=x, f=flags), torch.stack([-x, x, -x]))
+
+
 def test_failed_assertion() -> None:
     x = torch.randn(4)
     net = Net()
@@ -731,6 +778,20 @@ def test_random_fill_stays_in_its_range() -> None:
     assert -2 <= float(have.min()) < -1.9
     assert 2.9 < float(have.max()) <= 3
     assert not torch.equal(have, net.run(x=torch.zeros(1)))
+
+
+def test_normal_fill_has_its_mean_and_deviation() -> None:
+    def add(net: Net, tensor: Any) -> Any:
+        layer = net.raw.add_fill((100, 100), trt.FillOperation.RANDOM_NORMAL, F32)
+        layer.alpha, layer.beta = 5.0, 2.0
+        net.kept.append(tensor)
+        return layer
+
+    net = single(torch.zeros(1), add)
+    net.raw.name = RANDOM
+    have = net.run(x=torch.zeros(1))
+    assert abs(float(have.mean()) - 5) < 0.2
+    assert abs(float(have.std()) - 2) < 0.2
 
 
 # The evaluator itself
@@ -828,6 +889,35 @@ def test_intermediates() -> None:
     assert found.keys() == {"x", "hidden", "y"}
     close(found["hidden"], torch.exp(x))
     assert evaluate(net.raw, {"x": x}).keys() == {"y"}
+
+
+def test_what_is_no_longer_needed_is_let_go() -> None:
+    x = torch.randn(3)
+    net = Net()
+    tensor = net.input("x", x)
+    for name in ("a", "b", "c"):
+        tensor = net.raw.add_unary(tensor, trt.UnaryOperation.NEG).get_output(0)
+        tensor.name = name
+    net.mark(net.raw.add_elementwise(tensor, net.raw.get_input(0), trt.ElementWiseOperation.SUM).get_output(0))
+    evaluator = Evaluator(net.raw)
+    alive: list[set[str]] = []
+    evaluator.plan[-1] = Watched(evaluator.plan[-1], alive)
+    close(evaluator({"x": x})["y"], torch.zeros(3))
+    assert alive == [{"x", "c"}]
+
+
+class Watched:
+    """A step that notes which tensors there are when it runs."""
+
+    def __init__(self, step: Any, alive: list[set[str]]) -> None:
+        self.step, self.alive = step, alive
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.step, name)
+
+    def execute(self, frame: Any) -> None:
+        self.alive.append(set(frame))
+        self.step.execute(frame)
 
 
 def test_a_wrong_meaning_of_a_layer_shows_as_another_shape(monkeypatch: pytest.MonkeyPatch) -> None:

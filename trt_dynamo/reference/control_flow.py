@@ -6,6 +6,7 @@ iteration; a conditional is one step that runs the plan of the branch taken, and
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
@@ -70,22 +71,25 @@ class Graph:
         )
         return [layer for layer in self.layers if layer.kind == "ASSERTION" and layer.inputs[0] not in inside]
 
-    def reached_from(self, tensors: Iterable[str], without: frozenset[str] = frozenset()) -> set[str]:
-        """Every tensor that depends on one of `tensors`, themselves included; not by way of the layers `without`."""
-        readers: dict[str, list[Layer]] = {}
-        for layer in self.layers:
-            for name in self.dependencies(layer):
-                readers.setdefault(name, []).append(layer)
+    def reached_from(self, tensors: Iterable[str]) -> set[str]:
+        """Every tensor that depends on one of `tensors`, themselves included."""
         reached: set[str] = set()
         waiting = list(tensors)
         while waiting:
             name = waiting.pop()
             if name not in reached:
                 reached.add(name)
-                waiting += [
-                    out for layer in readers.get(name, []) if layer.name not in without for out in layer.outputs
-                ]
+                waiting += [out for layer in self.readers.get(name, []) for out in layer.outputs]
         return reached
+
+    @functools.cached_property
+    def readers(self) -> dict[str, list[Layer]]:
+        """The layers whose results depend on a tensor, by its name."""
+        found: dict[str, list[Layer]] = {}
+        for layer in self.layers:
+            for name in self.dependencies(layer):
+                found.setdefault(name, []).append(layer)
+        return found
 
     def dependencies(self, layer: Layer) -> list[str]:
         """The tensors that decide what a layer gives, those that it does not list as inputs included."""
@@ -158,12 +162,12 @@ class LoopStep:
         self.dtypes = [result.dtype for result in self.results]
         limits = {layer.native.kind.name: str(layer.inputs[0]) for layer in layers if layer.kind == "TRIP_LIMIT"}
         self.count, self.condition = limits.get("COUNT"), limits.get("WHILE")
-        self.make_plans(graph, frozenset(layer.name for layer in of_kind["LOOP_OUTPUT"]))
+        self.make_plans(graph)
 
-    def make_plans(self, graph: Graph, exits: frozenset[str]) -> None:
+    def make_plans(self, graph: Graph) -> None:
         """Plans of the body and of the condition; what they need from outside becomes this step's inputs."""
         starts = [state[0] for state in self.states] + [iterator[0] for iterator in self.iterators]
-        varying = graph.reached_from(starts, without=exits)
+        varying = graph.reached_from(starts)
         outside: dict[str, None] = {}
 
         def find(tensor: str) -> Runnable | None:
