@@ -51,6 +51,11 @@ def test_products_of_integers(shapes: tuple[tuple[int, ...], tuple[int, ...]]) -
         check(torch.matmul, (random(*shapes[0]) * 10).to(dtype), (random(*shapes[1], seed=1) * 10).to(dtype))
 
 
+def test_factors_are_cut_to_integers() -> None:
+    c, a, b = torch.arange(3), torch.arange(12).reshape(3, 4), torch.arange(4)
+    check(lambda c, a, b: torch.addmv(c, a, b, beta=2.7, alpha=1.9), c, a, b)
+
+
 def test_large_products_of_integers_are_refused() -> None:
     with refused("a large matrix product in int64"):
         check(torch.mm, torch.zeros(1000, 1000, dtype=torch.int64), torch.zeros(1000, 1000, dtype=torch.int64))

@@ -66,7 +66,9 @@ def addr(net: Network, base: Tensor, a: Tensor, b: Tensor, *, beta: float = 1, a
 
 
 def scaled_sum(net: Network, base: Tensor, added: Tensor, beta: float, alpha: float) -> Tensor:
-    """A beta of 0 leaves the base out, NaN and all, as torch does."""
+    """A beta of 0 leaves the base out, NaN and all, as torch does. Of integers the factors are cut to integers."""
+    if not added.is_float:
+        beta, alpha = int(beta), int(alpha)
     if alpha != 1:
         added = net.elementwise("PROD", added, alpha)
     if beta == 0:
