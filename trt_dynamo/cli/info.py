@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import platform
+from collections.abc import Iterator
 from typing import Any
 
 import typer
@@ -13,9 +15,8 @@ from trt_dynamo.cli.output import AsJson, plural, size, write_json, write_pairs,
 
 def info(as_json: AsJson = False) -> None:
     """What is installed, whether engines can run here, the settings and the cache."""
-    # It tells the problems in its own words, once.
-    logging.getLogger("trt_dynamo.settings").setLevel(logging.ERROR)
-    facts = gather()
+    with quiet_settings():
+        facts = gather()
     if as_json:
         write_json(facts)
         return
@@ -25,6 +26,18 @@ def info(as_json: AsJson = False) -> None:
     write_table(("setting", "value", "source"), rows)
     for problem in facts["problems"]:
         typer.echo(f"\n{problem} The variable is ignored.")
+
+
+@contextlib.contextmanager
+def quiet_settings() -> Iterator[None]:
+    """`info` tells the mistakes in the environment in its own words, once."""
+    log = logging.getLogger("trt_dynamo.settings")
+    before = log.level
+    log.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        log.setLevel(before)
 
 
 def gather() -> dict[str, Any]:
