@@ -17,8 +17,8 @@ from trt_dynamo.profiles import LARGEST, Dim, dim_of, dim_range, finite, range_o
 from trt_dynamo.trt import has, to_trt, trt
 
 if TYPE_CHECKING:
-    from trt_dynamo.aten_converters.network import Tensor
     from trt_dynamo.aten_converters.shapes import ShapeArithmetic
+    from trt_dynamo.aten_converters.tensor import Tensor
 
 
 L = TypeVar("L")
