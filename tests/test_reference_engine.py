@@ -82,6 +82,8 @@ def caching(device: torch.device = CPU) -> ReferenceEngine:
 
 
 def bind(context: ReferenceContext, **tensors: Tensor) -> None:
+    """Binds tensors, which live on as long as the context: an address does not keep its memory."""
+    context.__dict__.setdefault("bound_by_the_test", []).extend(tensors.values())
     for name, tensor in tensors.items():
         assert context.set_tensor_address(name, tensor.data_ptr())
 
