@@ -16,7 +16,7 @@ RUNNING: set[threading.Thread] = set()
 
 
 def interpreter_ends() -> bool:
-    """Whether the program is over: what has not begun shall not begin, and a build in progress is called off."""
+    """Whether the program is over: what has not begun shall not begin; a build in progress is waited for."""
     return not threading.main_thread().is_alive()
 
 
