@@ -36,6 +36,14 @@ REDUCE = {
 LOGICAL = {"sum": "amax", "add": "amax", "amax": "amax", "prod": "amin", "multiply": "amin", "amin": "amin"}
 
 
+def refuse_large(net: Network, entries: Dim) -> None:
+    """Raises `Unsupported` for a table that took too much memory at the sizes seen."""
+    if net.seen(entries) > LARGEST_TABLE:
+        raise Unsupported(
+            f"a table of {net.seen(entries)} entries, one for each write and each place, would be too large"
+        )
+
+
 def neutral(how: str, dtype: torch.dtype) -> float | int:
     value = REDUCE[how][2]
     if dtype.is_floating_point or math.isfinite(value):
@@ -71,10 +79,7 @@ def scatter_reduce(
     axis = dim % x.ndim
     index, source = cover(net, x, index, source, axis)
     writes = index.shape[axis]
-    if net.most(product(x.shape)) * net.most(writes) > LARGEST_TABLE:
-        raise Unsupported(
-            f"a combining scatter of up to {net.most(writes)} elements to each row: the table would be too large"
-        )
+    refuse_large(net, product(x.shape) * writes)
     # The table has the places at `axis` and the writes behind it.
     places = net.linspace(
         [x.shape[axis] if i == axis else 1 for i in range(x.ndim + 1)], 0, [int(i == axis) for i in range(x.ndim + 1)]
@@ -131,8 +136,7 @@ def add_rows(net: Network, x: Tensor, rows: Tensor, values: Tensor) -> Tensor:
     depth = int(rows.shape[-1])
     writes, places, rest = product(rows.shape[:-1]), product(x.shape[:depth]), product(x.shape[depth:])
     table = writes * places * (1 if x.is_float else rest)
-    if net.most(table) > LARGEST_TABLE:
-        raise Unsupported(f"adding up to {net.most(writes)} elements at indices: the table would be too large")
+    refuse_large(net, table)
     flat = net.reshape(linear(net, rows, x.shape[:depth]), (1, writes))
     hits = net.elementwise("EQUAL", flat, net.linspace((places, 1), 0, (1, 0)))
     source, target = net.reshape(values, (writes, rest)), net.reshape(x, (places, rest))
@@ -170,21 +174,33 @@ def embedding_bag(
     if any(net.used[1:]):
         raise Unsupported("what an embedding bag keeps for its gradient")
     shape, count = net.result_shape(), indices.shape[0]
-    if net.most(product(shape)) * net.most(count) > LARGEST_TABLE:
-        raise Unsupported("embedding bags of so many indices: the table would be too large")
     if 0 in shape or count == 0:
         return net.full(shape, 0, weight.dtype), None, None, None
-    bags, place = shape[0], net.linspace((1, count), 0, (0, 1))
-    offsets = net.cast(offsets, torch.int64)
-    ends = offsets if include_last else net.cat([offsets, net.reshape(net.size_tensor(count), (1,))], 0)
-    start, end = (net.unsqueeze(net.narrow(ends, 0, i, bags), [1]) for i in (0, 1))
-    before = net.elementwise("LESS", place, start)
-    inside = net.elementwise("AND", net.logical_not(before), net.elementwise("LESS", place, end))
+    inside = bag_members(net, net.cast(offsets, torch.int64), shape[0], count, include_last)
     if padding_idx >= 0:
         inside = net.elementwise("AND", inside, net.logical_not(net.elementwise("EQUAL", indices, padding_idx)))
     rows = net.gather(weight, indices, 0)
     if sample_weights is not None:
         rows = net.elementwise("PROD", rows, net.unsqueeze(sample_weights, [1]))
-    nothing = net.full(shape, 0, weight.dtype)
-    result = combine(net, nothing, net.unsqueeze(inside, [2]), net.unsqueeze(rows, [0]), 1, BAG_MODES[mode], False)
-    return result, None, None, None
+    if BAG_MODES[mode] == "amax":
+        refuse_large(net, product(shape) * count)
+        nothing = net.full(shape, 0, weight.dtype)
+        result = combine(net, nothing, net.unsqueeze(inside, [2]), net.unsqueeze(rows, [0]), 1, "amax", False)
+        return result, None, None, None
+    refuse_large(net, shape[0] * count)
+    members = net.cast(inside, torch.float32)
+    result = net.matmul(members, net.cast(rows, torch.float32))
+    if BAG_MODES[mode] == "mean":
+        result = net.elementwise(
+            "DIV", result, net.elementwise("MAX", net.reduce("SUM", members, [1], keepdim=True), 1.0)
+        )
+    return net.cast(result, weight.dtype), None, None, None
+
+
+def bag_members(net: Network, offsets: Tensor, bags: Dim, count: Dim, include_last: bool) -> Tensor:
+    """[bags, count]: whether an index lies in a bag, which goes from its own offset to the next."""
+    ends = offsets if include_last else net.cat([offsets, net.reshape(net.size_tensor(count), (1,))], 0)
+    start, end = (net.unsqueeze(net.narrow(ends, 0, i, bags), [1]) for i in (0, 1))
+    place = net.linspace((1, count), 0, (0, 1))
+    before = net.elementwise("LESS", place, start)
+    return net.elementwise("AND", net.logical_not(before), net.elementwise("LESS", place, end))

@@ -12,6 +12,7 @@ import torch
 
 from trt_dynamo.aten_converters.network import Network, Tensor
 from trt_dynamo.aten_converters.registry import converter
+from trt_dynamo.aten_converters.scatter import refuse_large
 from trt_dynamo.aten_converters.shapes import floordiv, product
 from trt_dynamo.errors import Unsupported
 from trt_dynamo.profiles import Dim
@@ -80,10 +81,7 @@ def stable_sort(
 def by_rank(net: Network, x: Tensor, axis: int, descending: bool) -> tuple[Tensor, Tensor]:
     """A stable sort: an element's place is the number of those that go before it, equal ones among them."""
     size = x.shape[axis]
-    if net.most(product(x.shape)) * net.most(size) > LARGEST_TABLE:
-        raise Unsupported(
-            f"the order of up to {net.most(size)} elements: TensorRT takes {LARGEST_K}, in an order that is not stable"
-        )
+    refuse_large(net, product(x.shape) * size)
     if 0 in x.shape:
         return x, net.full(x.shape, 0, torch.int64)
     ahead, behind = net.unsqueeze(x, [axis]), net.unsqueeze(x, [axis + 1])
@@ -154,8 +152,7 @@ def mode(net: Network, x: Tensor, dim: int = -1, keepdim: bool = False) -> tuple
     if x.ndim == 0:
         return scalar(net, x)
     axis, size = dim % x.ndim, x.shape[dim]
-    if net.most(product(x.shape)) * net.most(size) > LARGEST_TABLE:
-        raise Unsupported(f"the most frequent of up to {net.most(size)} elements: the table would be too large")
+    refuse_large(net, product(x.shape) * size)
     number = net.cast(x, torch.int32) if x.dtype is torch.bool else x
     same = net.elementwise("EQUAL", net.unsqueeze(number, [axis]), net.unsqueeze(number, [axis + 1]))
     count = net.reduce("SUM", net.cast(same, torch.int64), [axis + 1])
@@ -176,9 +173,6 @@ def keep_nan(net: Network, x: Tensor, result: Tensor, dims: Sequence[int], keepd
 
 
 # -- searches ----------------------------------------------------------------------------------------------------------
-
-# So many comparisons at most: an element with each of the numbers.
-LARGEST_TABLE = 2**26
 
 
 @converter(aten.bucketize.Tensor, aten.bucketize.Scalar)
@@ -213,8 +207,7 @@ def searchsorted(
 def count_before(net: Network, ordered: Tensor, x: Tensor, right: bool, dtype: torch.dtype) -> Tensor:
     """How many of the ordered numbers are less than each element (with `right`: or equal); for NaN, all."""
     size = ordered.shape[-1]
-    if net.most(product(x.shape)) * net.most(size) > LARGEST_TABLE:
-        raise Unsupported(f"a search of so many elements among up to {net.most(size)} numbers")
+    refuse_large(net, product(x.shape) * size)
     if size == 0:
         return net.full(net.result_shape(), 0, dtype)
     column = net.unsqueeze(x, [x.ndim])
