@@ -128,3 +128,27 @@ def test_through_the_backend(factor: float) -> None:
     for shape in ((2, 3, 5, 8), (4, 3, 7, 6), (3, 3, 12, 9)):
         x = numbers(*shape)
         torch.testing.assert_close(model(x), function(x), **near)
+
+
+# Called by themselves, with symbolic sizes, torch takes them apart before we see them.
+KERNELS: dict[str, Case] = {
+    "nearest1d": case(lambda x: torch.ops.aten.upsample_nearest1d(x, [9], 1.3), line, dynamic=False),
+    "nearest2d": case(lambda x: torch.ops.aten.upsample_nearest2d(x, [9, 5]), plane, dynamic=False),
+    "nearest2d_vec": case(lambda x: torch.ops.aten.upsample_nearest2d.vec(x, None, [2.0, 1.5]), plane, dynamic=False),
+    "nearest_exact3d": case(lambda x: torch.ops.aten._upsample_nearest_exact3d(x, [9, 5, 3]), space, dynamic=False),
+    "bilinear2d": case(
+        lambda x: torch.ops.aten.upsample_bilinear2d(x, [6, 9], False, 1.3, None), plane, dynamic=False, **near
+    ),
+    "bilinear2d_vec": case(
+        lambda x: torch.ops.aten.upsample_bilinear2d.vec(x, [6, 9], True, None), plane, dynamic=False, **near
+    ),
+    "bicubic2d": case(lambda x: torch.ops.aten.upsample_bicubic2d(x, [6, 9], True), plane, dynamic=False, **near),
+    "trilinear3d": case(
+        lambda x: torch.ops.aten.upsample_trilinear3d(x, [6, 9, 3], False), space, dynamic=False, **near
+    ),
+}
+
+
+@table(KERNELS)
+def test_kernels(case: Case, dynamic: bool) -> None:
+    run(case, dynamic)

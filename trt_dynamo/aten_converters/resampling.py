@@ -7,6 +7,7 @@ where size * factor is no whole number.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 
@@ -33,7 +34,7 @@ INTERPOLATION = {
 
 @converter(own.resample.default)
 def resample(
-    net: Network, x: Tensor, size: Sequence[Dim], scales: Sequence[float] | None, mode: str, align_corners: bool
+    net: Network, x: Tensor, size: Sequence[Dim], scales: Sequence[float | None] | None, mode: str, align_corners: bool
 ) -> Tensor:
     shape = net.result_shape()
     if 0 in shape:
@@ -153,3 +154,37 @@ def grid_sample(net: Network, x: Tensor, grid: Tensor, mode: int, padding: int, 
     layer.sample_mode = getattr(trt.SampleMode, OUTSIDE[padding])
     layer.align_corners = align_corners
     return net.out(layer, shape=net.result_shape(), dtype=x.dtype)
+
+
+# torch's own overloads, for graphs that hold them: mode, and whether they take `align_corners`.
+KERNELS = {
+    aten.upsample_nearest1d: "nearest",
+    aten.upsample_nearest2d: "nearest",
+    aten.upsample_nearest3d: "nearest",
+    aten._upsample_nearest_exact1d: "nearest-exact",
+    aten._upsample_nearest_exact2d: "nearest-exact",
+    aten._upsample_nearest_exact3d: "nearest-exact",
+    aten.upsample_linear1d: "linear",
+    aten.upsample_bilinear2d: "bilinear",
+    aten.upsample_trilinear3d: "trilinear",
+    aten.upsample_bicubic2d: "bicubic",
+}
+
+
+def register_kernel(packet: Any, mode: str) -> None:
+    """The overload `vec` has one list of factors, the other one factor for each dim, both at the end."""
+
+    def given(net: Network, first: Any, *more: float | None) -> list[float | None] | None:
+        return list(first) if isinstance(first, list) else [first, *more][: len(net.result_shape()) - 2]
+
+    def nearest(net: Network, x: Tensor, size: Any, a: Any = None, b: Any = None, c: Any = None) -> Tensor:
+        return resample(net, x, net.result_shape()[2:], given(net, a, b, c), mode, False)
+
+    def smooth(net: Network, x: Tensor, size: Any, align: bool, a: Any = None, b: Any = None, c: Any = None) -> Tensor:
+        return resample(net, x, net.result_shape()[2:], given(net, a, b, c), mode, align)
+
+    converter(packet.default, packet.vec)(nearest if mode.startswith("nearest") else smooth)
+
+
+for packet, mode in KERNELS.items():
+    register_kernel(packet, mode)

@@ -71,6 +71,14 @@ def clone(net: Network, x: Tensor) -> Tensor:
     return x
 
 
+@converter(aten.native_dropout.default)
+def dropout(net: Network, x: Tensor, p: float, train: bool | None) -> tuple[Tensor, Tensor]:
+    """Nothing is dropped outside of training; what is random stays in eager, where each call differs."""
+    if train is None or (train and p > 0):
+        raise Unsupported("random numbers: an engine would give the same in each call")
+    return x, net.full(x.shape, True, torch.bool)
+
+
 @converter(aten._to_copy.default)
 def to_copy(net: Network, x: Tensor, *, dtype: torch.dtype | None = None) -> Tensor:
     return net.cast(x, dtype or x.dtype)
