@@ -76,7 +76,7 @@ def gather_nd(x: Tensor, index: Tensor, batch: int) -> Tensor:
     item = torch.arange(count, device=x.device).unsqueeze(1).expand(rows.shape[:2])
     where: tuple[Tensor, ...] = (item, *places)
     found = items[where]
-    return found.reshape(*index.shape[:-1], *x.shape[batch + depth :])
+    return found.reshape((*index.shape[:-1], *x.shape[batch + depth :]))
 
 
 def check_bounds(places: list[Tensor], size: torch.Size) -> None:
