@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch.fx import GraphModule
 from torch.overrides import TorchFunctionMode
 
-from trt_dynamo.operators import attention, resampling
+from trt_dynamo.operators import attention, recurrent, resampling
 
 # What takes the place of a function; NotImplemented says: not for these arguments.
 WHOLE: dict[Callable[..., Any], Callable[..., Any]] = {
@@ -22,6 +22,7 @@ WHOLE: dict[Callable[..., Any], Callable[..., Any]] = {
     F.interpolate: resampling.interpolate,
     F.pad: resampling.pad,
     torch._C._nn.pad: resampling.pad,
+    **recurrent.WHOLE,
 }
 
 AUTOCAST = (torch.amp.autocast_mode._enter_autocast, torch._C._set_grad_enabled)
