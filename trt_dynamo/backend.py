@@ -112,7 +112,7 @@ def make_engine(
         # A plan has copies of its weights; the stand-in's network would read the model's own memory, and hide a stale
         # weight.
         baked = {name: tensor.detach().clone() for name, tensor in baked.items()}
-    converted = functools.cache(lambda: convert(segment.module, baked))
+    converted = functools.cache(lambda: convert(segment.module, baked, ranges))
     key = segment_key(
         segment.module,
         ranges=ranges,

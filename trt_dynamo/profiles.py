@@ -21,6 +21,7 @@ Dim: TypeAlias = int | sympy.Expr
 # narrow grows by the same factor at least, so that n sizes cost O(log n) builds.
 GROWTH = 2
 FLOOR = 64
+DATA_CEILING = 2**16  # a first range of what depends on data ends here
 LARGEST = 2**31 - 1
 
 
@@ -75,7 +76,8 @@ def ranges_of(values: Iterable[Any]) -> dict[sympy.Symbol, Range]:
 
 
 def range_of(symbol: sympy.Symbol, shape_env: Any) -> Range:
-    """The range of one symbol: the ShapeEnv's where it is closed, else around the size that was seen."""
+    """The range of one symbol: the ShapeEnv's where it is closed, else around the size that was seen. A size that
+    depends on data was never seen; its bound (all elements of a mask are true) may be far from what comes."""
     known = shape_env.var_to_range.get(symbol) or ValueRanges(0, int_oo)
     hint = shape_env.backed_var_to_val.get(symbol)
     lower = max(0, finite(known.lower, 0))
@@ -83,6 +85,9 @@ def range_of(symbol: sympy.Symbol, shape_env: Any) -> Range:
     upper = finite(known.upper, LARGEST)
     if upper >= LARGEST // 2:
         upper = max(GROWTH * seen, FLOOR)
+    if hint is None:
+        upper = min(upper, max(DATA_CEILING, GROWTH * lower))
+        seen = (lower + upper) // 2
     return Range(lower, min(max(seen, lower), upper), max(upper, lower))
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import sympy
@@ -13,7 +13,7 @@ from torch.utils._sympy.value_ranges import bound_sympy
 
 from trt_dynamo.aten_converters.shapes import is_static, product
 from trt_dynamo.errors import Unsupported
-from trt_dynamo.profiles import LARGEST, Dim, dim_of, dim_range, finite, range_of, shape_env_of
+from trt_dynamo.profiles import LARGEST, Dim, Range, dim_of, dim_range, finite, range_of, shape_env_of
 from trt_dynamo.trt import has, to_trt, trt
 
 if TYPE_CHECKING:
@@ -29,6 +29,7 @@ class Arrangement:
 
     raw: trt.INetworkDefinition
     sizes: ShapeArithmetic
+    ranges: Mapping[sympy.Symbol, Range]
     expected: tuple[Any, ...]
     node: Node | None
 
@@ -46,12 +47,34 @@ class Arrangement:
             raise Unsupported(f"the size {dim} depends on data")
         return int(found)
 
+    def guessed(self, dim: Dim) -> int:
+        """What `dim` was while tracing; where it depends on data, the largest that it can be in this engine."""
+        depends_on_data = isinstance(dim, sympy.Expr) and not self.backed(dim)
+        return self.most(dim) if depends_on_data else self.seen(dim)
+
+    def less(self, a: Dim, b: Dim) -> bool | None:
+        """Whether `a` is less than `b`, which is the same at every call; None where it depends on data."""
+        gap = a - b
+        gap = dim_of(gap) if isinstance(gap, sympy.Expr) else gap
+        if isinstance(gap, int) or self.backed(gap):
+            return self.seen(a) < self.seen(b)
+        known = self.shape_env().var_to_range
+        bounds = bound_sympy(gap, {s: known[s] for s in gap.free_symbols if s in known})
+        if bounds.upper < 0:
+            return True
+        return False if bounds.lower >= 0 else None
+
+    def backed(self, dim: sympy.Expr) -> bool:
+        """Whether torch had a number for each of its symbols while tracing."""
+        return bool(dim.free_symbols <= self.shape_env().backed_var_to_val.keys())
+
     def most(self, dim: Dim) -> int:
-        """The largest that `dim` can be in the first engine that is built for it."""
+        """The largest that `dim` can be in this engine."""
         if isinstance(dim, int):
             return dim
         env = self.shape_env()
-        return dim_range(dim, {symbol: range_of(symbol, env) for symbol in dim.free_symbols}).max
+        ranges = {symbol: self.ranges.get(symbol) or range_of(symbol, env) for symbol in dim.free_symbols}
+        return dim_range(dim, ranges).max
 
     def largest(self, dim: Dim) -> int:
         """The largest that `dim` can ever be: what torch knows of it, and at most what TensorRT can hold."""

@@ -8,6 +8,7 @@ import re
 from collections.abc import Callable, Mapping
 from typing import Any
 
+import sympy
 import torch
 from torch.fx import GraphModule, Node
 
@@ -16,7 +17,7 @@ from trt_dynamo.aten_converters.layout import memory_order
 from trt_dynamo.aten_converters.network import CARRIED, MAX_RANK, Network, Tensor
 from trt_dynamo.aten_converters.registry import lookup
 from trt_dynamo.errors import ConversionError, TrtDynamoError, Unsupported
-from trt_dynamo.profiles import Dim, dim_of
+from trt_dynamo.profiles import Dim, Range, dim_of
 from trt_dynamo.trt import TYPES, to_torch, to_trt, trt
 
 
@@ -149,14 +150,17 @@ def source_line(node: Node) -> str:
     return f"{found[-1][0]}:{found[-1][1]}, {found[-1][2].strip()}" if found else ""
 
 
-def convert(graph: GraphModule, weights: Mapping[str, torch.Tensor]) -> ConvertedNetwork:
-    """Converts a segment's graph. `weights`: the placeholders that become constants, with their values.
+def convert(
+    graph: GraphModule, weights: Mapping[str, torch.Tensor], ranges: Mapping[sympy.Symbol, Range] | None = None
+) -> ConvertedNetwork:
+    """Converts a segment's graph. `weights`: the placeholders that become constants, with their values; `ranges`: the
+    sizes that the engine shall take.
 
     Raises:
         Unsupported: a node cannot be converted after all.
         ConversionError: a converter is wrong.
     """
-    net = Network()
+    net = Network(ranges)
     placeholders = [node for node in graph.graph.nodes if node.op == "placeholder"]
     inputs: dict[str, Binding] = {}
 

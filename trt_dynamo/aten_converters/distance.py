@@ -28,7 +28,7 @@ def dist(net: Network, a: Tensor, b: Tensor, p: float = 2) -> Tensor:
 @converter(aten._cdist_forward.default)
 def cdist(net: Network, a: Tensor, b: Tensor, p: float, compute_mode: int | None) -> Tensor:
     """Between each row of `a` and each of `b`; many of them from `|a|^2 + |b|^2 - 2 a b^T`, as torch does it."""
-    many = net.seen(a.shape[-2]) > FEW_ROWS or net.seen(b.shape[-2]) > FEW_ROWS
+    many = net.guessed(a.shape[-2]) > FEW_ROWS or net.guessed(b.shape[-2]) > FEW_ROWS
     if p == 2 and compute_mode != NEVER_PRODUCT and (compute_mode == USE_PRODUCT or many):
         return euclidean(net, a, b)
     gap = net.elementwise("SUB", net.unsqueeze(a, [a.ndim - 1]), net.unsqueeze(b, [b.ndim - 2]))

@@ -7,7 +7,8 @@ at once, because TensorRT creates a wrong layer happily and its setters fail wit
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+import functools
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import sympy
@@ -20,7 +21,7 @@ from trt_dynamo.aten_converters.arrangement import L
 from trt_dynamo.aten_converters.shapes import ShapeArithmetic
 from trt_dynamo.aten_converters.tensor import CARRIED, HALVES, Operand, Tensor
 from trt_dynamo.errors import ConversionError, Unsupported
-from trt_dynamo.profiles import Dim
+from trt_dynamo.profiles import Dim, Range
 from trt_dynamo.trt import TYPES, to_torch, to_trt, trt
 
 __all__ = ["CARRIED", "HALVES", "MAX_RANK", "Network", "Operand", "Tensor"]
@@ -31,7 +32,8 @@ MAX_RANK = 8
 class Network(Arithmetic):
     """A TensorRT network under construction. `raw` is the `INetworkDefinition`, for a layer that no helper covers."""
 
-    def __init__(self) -> None:
+    def __init__(self, ranges: Mapping[sympy.Symbol, Range] | None = None) -> None:
+        self.ranges = ranges or {}  # of the sizes for which it will be built, where that is known
         self.builder = trt.Builder(log.logger())
         flag = getattr(trt.NetworkDefinitionCreationFlag, "STRONGLY_TYPED", None)
         self.raw: trt.INetworkDefinition = self.builder.create_network(0 if flag is None else 1 << int(flag))
@@ -204,4 +206,7 @@ class Network(Arithmetic):
         if not fits or result.dtype is not value.dtype:
             stated, made = f"{list(shape)} {value.dtype}", f"{list(seen)} {result.dtype}"
             raise ConversionError(f"{self.scope} should be {stated}, its converter made {made}")
+        for axis, dim in enumerate(shape):
+            if not self.sizes.known(dim):  # it depends on data, and this is where it comes from
+                self.sizes.declare(dim, functools.partial(lambda raw: raw, result.raw), axis)
         return dataclasses.replace(result, shape=shape)

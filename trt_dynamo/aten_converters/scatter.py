@@ -38,9 +38,9 @@ LOGICAL = {"sum": "amax", "add": "amax", "amax": "amax", "prod": "amin", "multip
 
 def refuse_large(net: Network, entries: Dim) -> None:
     """Raises `Unsupported` for a table that took too much memory at the sizes seen."""
-    if net.seen(entries) > LARGEST_TABLE:
+    if net.guessed(entries) > LARGEST_TABLE:
         raise Unsupported(
-            f"a table of {net.seen(entries)} entries, one for each write and each place, would be too large"
+            f"a table of {net.guessed(entries)} entries, one for each write and each place, would be too large"
         )
 
 

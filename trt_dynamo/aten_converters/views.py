@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Sequence
 
 import torch
@@ -9,7 +10,7 @@ import torch
 from trt_dynamo.aten_converters.layout import dense_order, memory_order
 from trt_dynamo.aten_converters.network import Network, Tensor
 from trt_dynamo.aten_converters.registry import converter
-from trt_dynamo.aten_converters.shapes import is_static, maximum, minimum, modulo, product
+from trt_dynamo.aten_converters.shapes import ceildiv, is_static, maximum, minimum, modulo, product
 from trt_dynamo.errors import Unsupported
 from trt_dynamo.profiles import Dim, dim_of
 
@@ -96,10 +97,20 @@ def start_of(net: Network, start: Dim | None, size: Dim) -> Dim:
     """Where a slice of a dim begins: torch counts a negative start from the end, and brings one outside back in."""
     if start is None or start == 0:
         return 0
-    if net.seen(start) < 0:
+    negative = net.less(start, 0)
+    if negative is None:
+        start = start + size * minimum(maximum(-start, 0), 1)
+        return maximum(minimum(start, size), 0)
+    if negative:
         start = size + start
-        return maximum(start, 0) if net.seen(start) <= 0 else start
-    return minimum(start, size) if net.seen(start) >= net.seen(size) else start
+        return start if net.less(0, start) else maximum(start, 0)
+    return start if net.less(start, size) else minimum(start, size)
+
+
+def length_of(net: Network, start: Dim, end: Dim | None, size: Dim, step: int) -> Dim:
+    """How many elements a slice of a dim has, where FX knows no more of it than that it depends on data."""
+    stop = size if end is None or end == sys.maxsize else start_of(net, end, size)
+    return maximum(ceildiv(stop - start, step), 0)
 
 
 @converter(aten.slice.Tensor)
@@ -107,13 +118,25 @@ def slice_(
     net: Network, x: Tensor, dim: int = 0, start: Dim | None = None, end: Dim | None = None, step: int = 1
 ) -> Tensor:
     axis = dim % x.ndim
-    return net.narrow(x, axis, start_of(net, start, x.shape[axis]), net.result_shape()[axis], step)
+    size, length = x.shape[axis], net.result_shape()[axis]
+    first = start_of(net, start, size)
+    if not net.sizes.known(length):
+        length = length_of(net, first, end, size, step)
+    return net.narrow(x, axis, first, length, step)
+
+
+def place_of(net: Network, index: Dim, size: Dim) -> Dim:
+    """An index, counted from the start."""
+    negative = net.less(index, 0)
+    if negative is None or (not negative and net.less(index, size) is None):
+        raise Unsupported(f"the index {index} depends on data, and may be out of range")
+    return index + size if negative else index
 
 
 @converter(aten.select.int)
 def select(net: Network, x: Tensor, dim: int, index: Dim) -> Tensor:
     axis = dim % x.ndim
-    place = index + x.shape[axis] if net.seen(index) < 0 else index
+    place = place_of(net, index, x.shape[axis])
     if is_static(x.shape) and isinstance(place, int):
         return net.squeeze(net.narrow(x, axis, place, 1), [axis])
     # A gather at one place drops the dim by itself: no shape arithmetic.
@@ -288,7 +311,7 @@ def slice_scatter(
 @converter(aten.select_scatter.default)
 def select_scatter(net: Network, x: Tensor, source: Tensor, dim: int, index: Dim) -> Tensor:
     axis = dim % x.ndim
-    place = index + x.shape[axis] if net.seen(index) < 0 else index
+    place = place_of(net, index, x.shape[axis])
     return replace(net, x, net.unsqueeze(net.cast(source, x.dtype), [axis]), axis, place)
 
 
