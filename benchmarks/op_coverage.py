@@ -1,75 +1,169 @@
-"""Counts over torch's op database: how many samples pass, are unsupported (and why), or are wrong.
+"""Counts over torch's databases of ops and modules: what passes, is unsupported (and why), or is wrong.
 
-Usage: python benchmarks/op_coverage.py [--dtype float32] [--dynamic] [--samples 3] [--no-build] [--jobs 2] [op-name
-...]
+python -m benchmarks.op_coverage                          float32, every sample, static and dynamic sizes
+python -m benchmarks.op_coverage --samples 3 softmax      the first three samples of one op, or more ops
+python -m benchmarks.op_coverage --all --jobs 16 --write  every dtype; writes tests/op_expectations.json and the README
+python -m benchmarks.op_coverage --readme                 writes the README's table anew from that file
 """
 
 from __future__ import annotations
 
 import argparse
 import collections
+import itertools
 import json
 import multiprocessing
+import re
 import sys
 import warnings
+from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
-from tests.op_cases import ops, run, samples
+from tests.op_cases import DTYPES, EXPECTATIONS, cases, expectations, names, run
+
+README = Path(__file__).parent.parent / "README.md"
+KINDS = ("passed", "unsupported", "untraceable", "wrong", "error")
+MODES = ("static", "dynamic")
 
 
-def one_op(job: tuple[str, str, bool, int | None, bool]) -> tuple[str, list[tuple[str, str]]]:
-    name, dtype, dynamic, limit, build = job
+class Job(NamedTuple):
+    name: str
+    dtype: str
+    mode: str
+    limit: int | None
+    build: bool
+
+
+def run_job(job: Job) -> tuple[Job, list[tuple[str, str]]]:
+    """All samples of one op in one dtype, with static or with dynamic sizes."""
     torch.set_num_threads(1)
     warnings.simplefilter("ignore")
-    op = ops()[name]
-    found = []
-    for sample in samples(op, getattr(torch, dtype), limit):
-        outcome = run(op, getattr(torch, dtype), sample, dynamic=dynamic, build=build)
-        found.append((outcome.kind, outcome.detail))
-    return name, found
+    dtype = getattr(torch, job.dtype)
+    found = [
+        run(case, dtype, dynamic=job.mode == "dynamic", build=job.build)
+        for case in itertools.islice(cases(job.name, dtype), job.limit)
+    ]
+    return job, [(outcome.kind, outcome.detail) for outcome in found]
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--dtype", default="float32")
-    parser.add_argument("--dynamic", action="store_true")
-    parser.add_argument("--samples", type=int, default=3)
-    parser.add_argument("--no-build", action="store_true")
+Results = dict[str, dict[str, list[tuple[str, str]]]]
+
+
+def run_all(jobs: list[Job], processes: int) -> Results:
+    """The outcomes by run (`float32 static`) and op."""
+    results: Results = {f"{job.dtype} {job.mode}": {} for job in jobs}
+    with multiprocessing.get_context("spawn").Pool(processes, maxtasksperchild=60) as pool:
+        for job, found in pool.imap_unordered(run_job, jobs):
+            if found:
+                results[f"{job.dtype} {job.mode}"][job.name] = found
+    return {which: dict(sorted(by_op.items())) for which, by_op in results.items()}
+
+
+def counts(by_op: dict[str, list[tuple[str, str]]]) -> dict[str, int]:
+    found = collections.Counter(kind for outcomes in by_op.values() for kind, _ in outcomes)
+    whole = sum(all(kind == "passed" for kind, _ in outcomes) for outcomes in by_op.values())
+    return {"ops": len(by_op), "whole": whole} | {kind: found[kind] for kind in KINDS}
+
+
+def as_expectations(results: Results) -> dict[str, Any]:
+    """What the tests hold each op to: in which runs all, or some, of its samples are not converted, and why."""
+    entries: dict[str, dict[str, Any]] = {"unsupported": {}, "untraceable": {}}
+    for kind, entry in entries.items():
+        for name, which, outcomes in ((n, r, o) for r, by_op in results.items() for n, o in by_op.items()):
+            reasons = [detail for found, detail in outcomes if found == kind]
+            if reasons:
+                known = entry.setdefault(name, {"reason": first_reason(reasons), "all": [], "some": []})
+                known["all" if len(reasons) == len(outcomes) else "some"].append(which)
+    old = expectations() if EXPECTATIONS.is_file() else {}
+    return {
+        "torch": ".".join(torch.__version__.split(".")[:2]),
+        "counts": {which: counts(by_op) for which, by_op in results.items()},
+        "tolerances": old.get("tolerances", {}),
+        **{kind: dict(sorted(entry.items())) for kind, entry in entries.items()},
+    }
+
+
+def first_reason(reasons: Iterable[str]) -> str:
+    """The most frequent reason, in a line and without what differs from process to process."""
+    (text, _), *_ = collections.Counter(reasons).most_common(1)
+    return " ".join(re.sub(r"0x[0-9a-f]+", "", text).split())[:160]
+
+
+def readme_table(known: dict[str, Any]) -> str:
+    """The README's table of counts."""
+    lines = ["| dtype | sizes | ops and modules | samples | passed | unsupported | untraceable | wrong |\n"]
+    lines.append("| --- | --- | --- | --- | --- | --- | --- | --- |\n")
+    for which, found in known["counts"].items():
+        samples = sum(found[kind] for kind in KINDS)
+        shown = (found["ops"], samples, found["passed"], found["unsupported"], found["untraceable"])
+        cells = [*which.split(), *(f"{n:,}" for n in (*shown, found["wrong"] + found["error"]))]
+        lines.append("| " + " | ".join(cells) + " |\n")
+    return "".join(lines)
+
+
+def write_readme() -> None:
+    table = readme_table(json.loads(EXPECTATIONS.read_text()))
+    text = README.read_text()
+    README.write_text(re.sub(r"(<!-- op_coverage -->\n).*?(<!-- /op_coverage -->)", rf"\1{table}\2", text, flags=re.S))
+
+
+def show(results: Results, *, quiet: bool) -> None:
+    for which, by_op in results.items():
+        for name, kind in ((n, k) for n in by_op for k in reversed(KINDS[1:])):
+            details = collections.Counter(detail for found, detail in by_op[name] if found == kind)
+            for detail, count in details.most_common(0 if quiet else 2):
+                print(f"{which}: {kind:12} {count:3} x {name}: {' '.join(detail.split())[:260]}")
+        found = counts(by_op)
+        print(f"{which}: " + ", ".join(f"{found[kind]} {kind}" for kind in KINDS if found[kind]))
+        print(f"{which}: {found['whole']} of {found['ops']} ops and modules pass whole")
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--dtype", action="append", help=f"one of torch's; several may be given. --all: {DTYPES}")
+    parser.add_argument("--all", action="store_true", help="every dtype of the tests")
+    parser.add_argument("--mode", choices=MODES, action="append", help="static or dynamic sizes; both by default")
+    parser.add_argument("--samples", type=int, help="the first of each op; all by default")
+    parser.add_argument("--shard", default="1/1", help="I/N: the I-th of N parts, counted from 1")
+    parser.add_argument("--no-build", action="store_true", help="evaluate the networks without building plans")
     parser.add_argument("--jobs", type=int, default=2)
-    parser.add_argument("--json", type=Path)
+    parser.add_argument("--json", type=Path, help="writes every outcome")
+    parser.add_argument("--merge", type=Path, nargs="+", help="reads outcomes written by --json instead of running")
+    parser.add_argument("--write", action="store_true", help="writes tests/op_expectations.json and the README's table")
+    parser.add_argument("--readme", action="store_true", help="writes the README's table and ends")
     parser.add_argument("--quiet", action="store_true", help="only the counts")
     parser.add_argument("names", nargs="*")
     chosen = parser.parse_args()
-    limit = chosen.samples if chosen.samples > 0 else None
-    known = list(ops())
-    names = [n for n in known if not chosen.names or any(n == w or n.startswith(w + ".") for w in chosen.names)]
-    jobs = [(name, chosen.dtype, chosen.dynamic, limit, not chosen.no_build) for name in names]
-    counts: collections.Counter[str] = collections.Counter()
-    results: dict[str, Any] = {}
-    with multiprocessing.get_context("spawn").Pool(chosen.jobs, maxtasksperchild=60) as pool:
-        for name, found in pool.imap_unordered(one_op, jobs):
-            results[name] = found
-            counts.update(kind for kind, _ in found)
-    for name in sorted(results):
-        for kind in ("wrong", "error", "untraceable", "unsupported"):
-            details = collections.Counter(detail for k, detail in results[name] if k == kind)
-            for detail, count in details.most_common(2):
-                if not chosen.quiet:
-                    print(f"{kind:12} {count:3} x {name}: {' '.join(detail.split())[:260]}")
-    whole = sum(bool(found) and all(kind == "passed" for kind, _ in found) for found in results.values())
-    with_samples = sum(bool(found) for found in results.values())
-    print(
-        f"{chosen.dtype} {'dynamic' if chosen.dynamic else 'static'}: "
-        + ", ".join(f"{n} {k}" for k, n in counts.most_common())
-    )
-    print(f"{whole} of {with_samples} ops pass whole")
+    if chosen.readme:
+        write_readme()
+        return 0
+    if chosen.merge:
+        results: Results = {}
+        for path in chosen.merge:
+            for run_name, by_op in json.loads(path.read_text()).items():
+                results.setdefault(run_name, {}).update(by_op)
+    else:
+        wanted = [n for n in names() if not chosen.names or any(n == w or n.startswith(w + ".") for w in chosen.names)]
+        dtypes = DTYPES if chosen.all else tuple(chosen.dtype or ["float32"])
+        jobs = [
+            Job(name, dtype, mode, chosen.samples, not chosen.no_build)
+            for name in wanted
+            for dtype in dtypes
+            for mode in chosen.mode or MODES
+        ]
+        part, parts = (int(number) for number in chosen.shard.split("/"))
+        results = run_all(jobs[part - 1 :: parts], chosen.jobs)
+    show(results, quiet=chosen.quiet)
     if chosen.json:
         chosen.json.write_text(json.dumps(results, indent=1))
-    sys.exit(bool(counts["wrong"] or counts["error"]))
+    if chosen.write:
+        EXPECTATIONS.write_text(json.dumps(as_expectations(results), indent=1) + "\n")
+        write_readme()
+    return int(any(found["wrong"] or found["error"] for found in map(counts, results.values())))
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

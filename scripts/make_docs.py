@@ -1,20 +1,23 @@
-"""Writes docs/settings.md from the settings themselves, so that the two cannot differ.
+"""Writes the pages of docs/ that the code itself holds, so that the two cannot differ: settings and operators.
 
 python -m scripts.make_docs            writes
-python -m scripts.make_docs --check    says whether it is current, with exit code 1 when it is not
+python -m scripts.make_docs --check    says whether they are current, with exit code 1 when one is not
 """
 
 from __future__ import annotations
 
+import re
 import sys
 import types
 import typing
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal
 
+from trt_dynamo.cli.operators_page import converters_part, operators_page
 from trt_dynamo.settings import FIELDS, NO, YES, Rule, rule_of, type_of, variable_of
 
-TARGET = Path(__file__).parent.parent / "docs" / "settings.md"
+DOCS = Path(__file__).parent.parent / "docs"
 
 HEAD = """\
 <!-- Made by `make docs` from trt_dynamo/settings.py: edit that. -->
@@ -88,17 +91,25 @@ def shown(default: Any, rule: Rule) -> str:
     return f"`{default}`"
 
 
+PAGES: dict[str, Callable[[], str]] = {"settings.md": settings_page, "operators.md": operators_page}
+
+
+def is_current(file: Path, page: str) -> bool:
+    """Whether the file holds the page; of another torch's page, all but what is torch's."""
+    text = file.read_text() if file.is_file() else ""
+    versions = [re.findall(r"^torch (\S+) tags", t, re.MULTILINE) for t in (text, page)]
+    return text == page if versions[0] == versions[1] else text.endswith(converters_part())
+
+
 def main(arguments: list[str]) -> int:
-    """Writes the page, or with `--check` compares it."""
-    page = settings_page()
-    if "--check" not in arguments:
-        TARGET.parent.mkdir(exist_ok=True)
-        TARGET.write_text(page)
-        return 0
-    if TARGET.is_file() and TARGET.read_text() == page:
-        return 0
-    sys.stderr.write(f"{TARGET.name} is not what the settings say: run make docs\n")
-    return 1
+    """Writes the pages, or with `--check` compares them."""
+    stale = [name for name, page in PAGES.items() if not is_current(DOCS / name, page())]
+    for name in stale:
+        if "--check" in arguments:
+            sys.stderr.write(f"{name} is not what the code says: run make docs\n")
+        else:
+            (DOCS / name).write_text(PAGES[name]())
+    return int(bool(stale and "--check" in arguments))
 
 
 if __name__ == "__main__":

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 import types
@@ -259,9 +260,21 @@ def test_ops_lists_every_converter() -> None:
     code, out, _ = call("ops")
     assert code == 0
     assert out.splitlines()[-1] == f"{len({row['op'] for row in listed})} operators, {len(CONVERTERS)} overloads"
-    table = call("ops", "--markdown")[1].splitlines()
-    assert len(table) == 2 + len(listed)
-    assert all(line.count("|") == 4 for line in table)
+    page = call("ops", "--markdown")[1]
+    assert all(f"| `{row['op']}` |" in page.split("## With a converter")[1] for row in listed)
+
+
+def test_the_operators_page_accounts_for_all_of_core_aten() -> None:
+    page = call("ops", "--markdown")[1]
+    total = int(re.findall(r"tags (\d+) overloads", page)[0])
+    counts = [int(n) for n in re.findall(r"^\| [^`|]+ \| (\d+) \|$", page, re.MULTILINE)]
+    core = page.split("These stay in eager:")[1].split("\n## ")[0]
+    rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in core.strip().splitlines()[2:]]
+    assert total >= 190
+    assert sum(counts) == total
+    assert len(rows) == counts[-1]
+    assert len([row for row in rows if row[1] != "a converter"]) <= 12
+    assert all(cell for row in rows for cell in row)
 
 
 def test_ops_knows_a_users_converters(tmp_path: Path) -> None:

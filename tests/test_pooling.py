@@ -11,6 +11,15 @@ import torch.nn.functional as F
 from tests.converter_cases import Case, case, numbers, run, table, whole_numbers
 from trt_dynamo.testing import check, refused
 
+
+def unit(*shape: int) -> torch.Tensor:
+    return torch.rand(shape, generator=torch.Generator().manual_seed(0))
+
+
+def fractional(dims: int) -> torch._ops.OpOverload:
+    return {2: torch.ops.aten.fractional_max_pool2d.default, 3: torch.ops.aten.fractional_max_pool3d.default}[dims]
+
+
 plane = numbers(2, 3, 9, 11)
 line, space = numbers(2, 3, 11), numbers(2, 3, 5, 6, 7)
 
@@ -104,6 +113,27 @@ def test_indices_of_nan() -> None:
     x = plane.clone()
     x[0, 0, 2, 3] = float("nan")
     check(lambda x: F.max_pool2d(x, 3, 2, return_indices=True), x)
+
+
+@pytest.mark.parametrize("dynamic", [False, True], ids=["static", "dynamic"])
+def test_indices_of_several_nans_and_of_equal_values(dynamic: bool) -> None:
+    x = numbers(2, 3, 9, 11).masked_fill(numbers(2, 3, 9, 11) > 0.8, float("nan"))
+    check(lambda x: F.adaptive_max_pool2d(x, (4, 5), return_indices=True), x, dynamic=dynamic)
+    check(lambda x: F.adaptive_max_pool2d(x, (4, 5)), x, dynamic=dynamic)
+    check(lambda x: F.adaptive_max_pool2d(x, (4, 5), return_indices=True), x.sign(), dynamic=dynamic)
+
+
+FRACTIONS: dict[str, Case] = {
+    "two_dims": case(lambda x, s: fractional(2)(x, [2, 3], [4, 5], s), plane, unit(2, 3, 2), fixed=True),
+    "one_window": case(lambda x, s: fractional(2)(x, [2, 3], [1, 9], s), plane, unit(2, 3, 2), fixed=True),
+    "unbatched": case(lambda x, s: fractional(2)(x, [3, 3], [4, 5], s), plane[0], unit(1, 3, 2), fixed=True),
+    "three_dims": case(lambda x, s: fractional(3)(x, [2, 2, 3], [3, 4, 2], s), space, unit(2, 3, 3), fixed=True),
+}
+
+
+@table(FRACTIONS)
+def test_fractional(case: Case, dynamic: bool) -> None:
+    run(case, dynamic)
 
 
 def test_what_is_refused() -> None:

@@ -14,6 +14,7 @@ from torch.fx import GraphModule, Node
 
 from trt_dynamo import log
 from trt_dynamo.aten_converters.layout import memory_order
+from trt_dynamo.aten_converters.left_to_eager import why_none
 from trt_dynamo.aten_converters.network import CARRIED, MAX_RANK, Network, Tensor
 from trt_dynamo.aten_converters.registry import lookup
 from trt_dynamo.errors import ConversionError, TrtDynamoError, Unsupported
@@ -92,7 +93,8 @@ class Walker:
             return
         converter = lookup(node.target)
         if converter is None:
-            raise Unsupported("no converter")
+            reason = why_none(node.target)
+            raise Unsupported(f"no converter: {reason}" if reason else "no converter")
         expected = node.meta["val"]
         single = isinstance(expected, torch.Tensor)
         values = (expected,) if single else tuple(expected)
@@ -111,9 +113,12 @@ class Walker:
             raise ConversionError(
                 f"the converter of {node.target} failed at {node.format_node()}: {type(error).__name__}: {error}"
             ) from error
-        results = (result,) if isinstance(result, Tensor) else tuple(result)
+        results = tuple(result) if isinstance(result, tuple | list) else (result,)
         if len(results) != len(values):
             raise ConversionError(f"{node.target} has {len(values)} results, its converter made {len(results)}")
+        wrong = [r for r, is_used in zip(results, used, strict=True) if is_used and not isinstance(r, Tensor)]
+        if wrong:
+            raise ConversionError(f"the converter of {node.target} made no tensor but {wrong[0]!r}")
         checked = tuple(
             net.check(r, v, tuple(dim_of(d) for d in v.shape)) if u else None
             for r, v, u in zip(results, values, used, strict=True)
@@ -200,7 +205,7 @@ def convert(
             if isinstance(node.meta["val"], torch.SymInt):
                 net.sizes.declare_value(dim_of(node.meta["val"]), size_input(node))
         for node in graph.graph.nodes:
-            if node.op == "call_function":
+            if node.op == "call_function" and not isinstance(node.meta.get("val"), torch.SymInt):
                 walker.run(node)
         outputs = mark_outputs(net, walker, graph)
     bindings = tuple(sorted(inputs.values(), key=lambda binding: binding.position))

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 import torch
 
 from trt_dynamo.aten_converters.network import Network, Tensor
+from trt_dynamo.aten_converters.reduction import extreme_of
 from trt_dynamo.aten_converters.registry import converter
 from trt_dynamo.aten_converters.shapes import ceildiv, is_static, product
 from trt_dynamo.errors import Unsupported
@@ -228,7 +229,7 @@ def register_adaptive(average: torch._ops.OpOverload, maximum: torch._ops.OpOver
         for axis in range(x.ndim - dims, x.ndim):
             if x.shape[axis] != shape[axis]:
                 found = net.gather(x, window_elements(net, x.shape[axis], shape[axis]), axis)
-                x = net.reduce("MAX", found, [axis + 1])
+                x = extreme_of(net, "MAX", found, [axis + 1], keepdim=False)
         return x, None
 
 
@@ -242,10 +243,17 @@ def adaptive_max_with_indices(net: Network, x: Tensor, shape: tuple[Dim, ...], d
         pitch = net.elementwise("PROD", index, product(inner[i + 1 :]))
         spread = net.reshape(pitch, [d for j in range(dims) for d in (index.shape if i == j else (1, 1))])
         places = net.elementwise("SUM", places, spread)
-    axes = [outer + 2 * i + 1 for i in range(dims)]
-    largest = net.reduce("MAX", values, axes, keepdim=True)
-    chosen = net.elementwise("OR", net.elementwise("EQUAL", values, largest), net.unary("ISNAN", values))
-    first = net.reduce("MIN", net.where(chosen, places, torch.iinfo(torch.int64).max), axes)
+    return first_largest(net, values, places, [outer + 2 * i + 1 for i in range(dims)])
+
+
+def first_largest(net: Network, values: Tensor, places: Tensor, axes: Sequence[int]) -> tuple[Tensor, Tensor]:
+    """The maximum over some axes, and its place: the first largest's or, as in eager, the last NaN's."""
+    largest = extreme_of(net, "MAX", values, axes, keepdim=True)
+    equal = net.elementwise("EQUAL", values, largest)
+    first = net.reduce("MIN", net.where(equal, places, torch.iinfo(torch.int64).max), axes)
+    if values.is_float:
+        last = net.reduce("MAX", net.where(net.unary("ISNAN", values), places, -1), axes)
+        first = net.where(net.elementwise("LESS", last, 0), first, last)
     return net.squeeze(largest, axes), first
 
 
