@@ -98,6 +98,11 @@ def is_rtx() -> bool:
     return flavor() == "tensorrt_rtx"
 
 
+def has_data_dependent_sizes() -> bool:
+    """Whether engines can hold what finds its own size (NonZero). RTX has the layer, and refuses it when it builds."""
+    return not is_rtx()
+
+
 def why_not_runnable() -> str | None:
     """Why an engine cannot run on this machine, or None when it can."""
     missing = why_missing()

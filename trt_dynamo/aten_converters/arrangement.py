@@ -64,6 +64,10 @@ class Arrangement:
             return True
         return False if bounds.lower >= 0 else None
 
+    def may_be_empty(self, dim: Dim) -> bool:
+        """Whether a symbolic size can be 0: torch gives a size of 0 that it sees a graph of its own."""
+        return isinstance(dim, sympy.Expr) and self.shape_env() is not None and not self.backed(dim)
+
     def backed(self, dim: sympy.Expr) -> bool:
         """Whether torch had a number for each of its symbols while tracing."""
         return bool(dim.free_symbols <= self.shape_env().backed_var_to_val.keys())
@@ -119,7 +123,9 @@ class Arrangement:
         """Copied dims are 0 and one dim is -1 where that says it all: no arithmetic then."""
         copied = [i < x.ndim and d == x.shape[i] and not isinstance(d, int) for i, d in enumerate(dims)]
         inferred = [i for i, d in enumerate(dims) if not isinstance(d, int) and not copied[i]]
-        if len(inferred) <= 1 and 0 not in dims and 0 not in x.shape:
+        # Beside a dim of size 0, any size would do for the -1.
+        clear = not inferred or not any(self.may_be_empty(d) for d in dims)
+        if len(inferred) <= 1 and clear and 0 not in dims and 0 not in x.shape:
             layer.zero_is_placeholder = True
             layer.reshape_dims = tuple(0 if copied[i] else -1 if i in inferred else d for i, d in enumerate(dims))
         else:

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 
 import torch
 
+from trt_dynamo.aten_converters.data_dependent import MASKS, masks_as_places, spread
 from trt_dynamo.aten_converters.network import Network, Tensor
 from trt_dynamo.aten_converters.registry import converter
 from trt_dynamo.aten_converters.scatter import add_rows
@@ -24,8 +25,7 @@ INDEX_TYPES = (torch.int64, torch.int32)
 def whole(net: Network, index: Tensor, size: Dim) -> Tensor:
     """The index with negative places counted from the end."""
     if index.dtype not in INDEX_TYPES:
-        kind = "a mask" if index.dtype in (torch.bool, torch.uint8) else str(index.dtype).removeprefix("torch.")
-        raise Unsupported(f"an index of {kind}: its result's size depends on data")
+        raise Unsupported(f"an index of {str(index.dtype).removeprefix('torch.')}")
     if index.value is not None and (index.value.numel() == 0 or int(index.value.min()) >= 0):
         return index
     if index.value is not None and isinstance(size, int):
@@ -79,6 +79,7 @@ def indexed_first(net: Network, x: Tensor, indices: Sequence[Tensor | None]) -> 
 
 @converter(aten.index.Tensor)
 def index(net: Network, x: Tensor, indices: Sequence[Tensor | None]) -> Tensor:
+    indices = masks_as_places(net, indices)
     axes = [axis for axis, place in enumerate(indices) if place is not None]
     if not axes:
         return x
@@ -121,9 +122,10 @@ def index_put(
     net: Network, x: Tensor, indices: Sequence[Tensor | None], values: Tensor, accumulate: bool = False
 ) -> Tensor:
     values = net.cast(values, x.dtype)
-    masks = [place for place in indices if place is not None and place.dtype is torch.bool]
-    if masks:
+    given = [place for place in indices if place is not None]
+    if len(given) == 1 and given[0].dtype in MASKS:
         return masked_put(net, x, indices, values, accumulate)
+    indices = masks_as_places(net, indices)
     front, order, rows = indexed_first(net, x, indices)
     depth, taken, shape = int(rows.shape[-1]), rows.ndim - 1, (*rows.shape[:-1], *front.shape[int(rows.shape[-1]) :])
     if 0 in shape or 0 in x.shape:
@@ -139,17 +141,21 @@ def index_put(
 
 
 def masked_put(net: Network, x: Tensor, indices: Sequence[Tensor | None], values: Tensor, accumulate: bool) -> Tensor:
-    """One value for all places of a mask: a choice between two tensors."""
-    (axis, *more) = [axis for axis, place in enumerate(indices) if place is not None]
-    mask = indices[axis]
-    assert mask is not None
+    """A choice between two tensors: the one has a row of the values at each place of the mask."""
+    ((axis, mask),) = [(axis, place) for axis, place in enumerate(indices) if place is not None]
+    mask = net.cast(mask, torch.bool)
     rest = x.shape[axis + mask.ndim :]
-    one_row = axis == 0 and values.ndim == len(rest) + 1 and values.shape[0] == 1
-    if more or not (one_row or values.ndim <= len(rest)):
-        raise Unsupported("values for the places of a mask: how many depends on data")
+    row = values.ndim - len(rest) - 1  # the dim of the values that counts the true places
+    if row >= 0 and mask.ndim == 0:
+        raise Unsupported("a mask of rank 0")
+    if row >= 0 and values.shape[row] == 1:
+        ones = [1] * mask.ndim
+        values = net.reshape(values, [*values.shape[:row], *ones, *values.shape[row + 1 :]])
+    elif row >= 0:
+        if isinstance(values.shape[row], int):
+            raise Unsupported("values for the places of a mask: how many depends on data")
+        values = spread(net, values, mask, row)
     mask = net.reshape(mask, (*mask.shape, *(1 for _ in rest))) if rest else mask
-    if one_row:
-        values = net.squeeze(values, [0])
     new = net.elementwise("SUM", x, values) if accumulate else values
     return net.expand(net.where(mask, new, x), x.shape)
 
@@ -159,10 +165,7 @@ def masked_scatter(net: Network, x: Tensor, mask: Tensor, source: Tensor) -> Ten
     """The n-th true place takes the n-th element of the source: a running count of the mask says which."""
     mask = net.expand(mask, net.result_shape())
     x = net.expand(x, net.result_shape())
-    count = net.running_sum(net.cast(net.reshape(mask, (product(mask.shape),)), torch.int64), 0)
-    place = net.elementwise("MAX", net.elementwise("SUB", count, 1), 0)
-    flat = net.reshape(source, (product(source.shape),))
-    chosen = net.reshape(net.gather(flat, place, 0), x.shape)
+    chosen = spread(net, net.reshape(source, (product(source.shape),)), mask, 0)
     return net.where(mask, chosen, x)
 
 

@@ -49,6 +49,7 @@ class Network(Arithmetic):
         self.constants: dict[str, torch.Tensor] = {}  # layer name to value, for weights that Python cannot read back
         self.inputs: dict[str, trt.ITensor] = {}
         self.names: dict[str, int] = {}
+        self.places: dict[str, Tensor] = {}  # name of a mask to where it is true
         self.scalars: dict[tuple[Any, ...], Tensor] = {}
 
     # -- layers and what comes out of them ----------------------------------------------------------------------------

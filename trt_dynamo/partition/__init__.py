@@ -17,6 +17,7 @@ import torch
 from torch.fx import Graph, GraphModule, Node
 
 from trt_dynamo.aten_converters.layout import memory_order
+from trt_dynamo.partition.sizes import edges, inner_sizes, is_size, read_outside
 from trt_dynamo.partition.support import Verdict, judge, makes_tensors
 from trt_dynamo.settings import Settings
 
@@ -188,8 +189,10 @@ def levels(graph: Graph, verdicts: Mapping[Node, Verdict], rejected: Collection[
     for node, sources in sources_of(graph).items():
         inside = node in verdicts and verdicts[node].ok and node not in rejected
         here = max((level[source] for source in sources), default=0)
-        # Engines are at odd levels, all else at even ones: what comes first, inputs and sizes, splits nothing.
-        here += (here % 2 == 1) != inside
+        # Engines are at odd levels, all else at even ones: what comes first, inputs and sizes, splits nothing. The size
+        # of what a segment makes is at the segment's own level, which may read it too.
+        if not is_size(node):
+            here += (here % 2 == 1) != inside
         level[node] = here
         if inside:
             groups.setdefault(here, []).append(node)
@@ -200,7 +203,10 @@ def split(
     module: GraphModule, groups: list[list[Node]], baked: Mapping[Node, str]
 ) -> tuple[tuple[Segment, ...], GraphModule]:
     """Makes a graph of each group, and the outer graph that calls them."""
-    member = {node: index for index, nodes in enumerate(groups) for node in nodes}
+    insides = [{*nodes, *inner_sizes(set(nodes))} for nodes in groups]
+    unit_of = {node: index for index, inside in enumerate(insides) for node in inside}
+    shared = {n for n, index in unit_of.items() if is_size(n) and read_outside(n, insides[index])}
+    order = {node: index for index, node in enumerate(module.graph.nodes)}
     outer = Graph()
     copies: dict[Node, Node] = {}
     root: dict[str, Any] = dict(module.named_parameters(remove_duplicate=False)) | dict(
@@ -210,11 +216,12 @@ def split(
         str(n.target): operator.attrgetter(str(n.target))(module) for n in module.graph.nodes if n.op == "get_attr"
     }
     segments: list[Segment] = []
-    for unit in ordered_units(module.graph, member, groups):
+    for unit in ordered_units(module.graph, unit_of, shared):
         if isinstance(unit, Node):
             copies[unit] = outer.node_copy(unit, lambda n: copies[n])
             continue
-        segment, inputs, results = make_segment(f"segment_{unit}", groups[unit], root, baked)
+        nodes = sorted(insides[unit], key=order.__getitem__)
+        segment, inputs, results = make_segment(f"segment_{unit}", nodes, root, baked)
         segments.append(segment)
         root[segment.name] = segment.module
         call = outer.call_module(segment.name, tuple(copies[n] for n in inputs))
@@ -225,25 +232,22 @@ def split(
     return tuple(segments), result
 
 
-def ordered_units(graph: Graph, member: Mapping[Node, int], groups: list[list[Node]]) -> list[Node | int]:
-    """Outer nodes and segments (by index) in an order in which each comes after what it reads."""
+def ordered_units(graph: Graph, unit_of: Mapping[Node, int], shared: Collection[Node]) -> list[Node | int]:
+    """Outer nodes and segments (by index) in an order in which each comes after what it reads. For `unit_of` and
+    `shared` see `edges`.
+    """
     nodes = list(graph.nodes)
-    position = {node: index for index, node in enumerate(nodes)}
-
-    def first(unit: Node | int) -> int:
-        return position[unit] if isinstance(unit, Node) else position[groups[unit][0]]
-
+    first: dict[Node | int, int] = {}
+    for index, node in enumerate(nodes):
+        first[node] = index
+        first.setdefault(unit_of.get(node, node), index)
     waiting: dict[Node | int, int] = {}
     readers: dict[Node | int, list[Node | int]] = {}
-    for node, sources in sources_of(graph).items():
-        unit = member.get(node, node)
-        waiting.setdefault(unit, 0)
+    for unit, sources in edges(sources_of(graph), unit_of, shared):
+        waiting[unit] = waiting.get(unit, 0) + len(sources)
         for source in sources:
-            above = member.get(source, source)
-            if above != unit:
-                waiting[unit] += 1
-                readers.setdefault(above, []).append(unit)
-    ready = [(first(unit), unit) for unit, count in waiting.items() if count == 0]
+            readers.setdefault(source, []).append(unit)
+    ready = [(first[unit], unit) for unit, count in waiting.items() if count == 0]
     heapq.heapify(ready)
     order: list[Node | int] = []
     while ready:
@@ -252,7 +256,7 @@ def ordered_units(graph: Graph, member: Mapping[Node, int], groups: list[list[No
         for reader in readers.get(unit, ()):
             waiting[reader] -= 1
             if waiting[reader] == 0:
-                heapq.heappush(ready, (first(reader), reader))
+                heapq.heappush(ready, (first[reader], reader))
     placeholders: list[Node | int] = [node for node in nodes if node.op == "placeholder"]
     rest = [unit for unit in order if not (isinstance(unit, Node) and unit.op in ("placeholder", "output"))]
     return [*placeholders, *rest, nodes[-1]]
@@ -261,7 +265,7 @@ def ordered_units(graph: Graph, member: Mapping[Node, int], groups: list[list[No
 def make_segment(
     name: str, nodes: list[Node], root: Mapping[str, Any], baked: Mapping[Node, str]
 ) -> tuple[Segment, list[Node], list[Node]]:
-    """A segment's own graph, the outer nodes that go in, and those that come out."""
+    """A segment's own graph of these nodes, in order, the outer nodes that go in, and those that come out."""
     inside = set(nodes)
     graph = Graph()
     copies: dict[Node, Node] = {}
@@ -278,13 +282,11 @@ def make_segment(
             if source not in copies and source.op == "get_attr":
                 copies[source] = graph.node_copy(source)
         copies[node] = graph.node_copy(node, lambda n: copies[n])
-    results = [
-        n for n in nodes if isinstance(n.meta["val"], torch.Tensor) and any(user not in inside for user in n.users)
-    ]
+    results = [n for n in nodes if isinstance(n.meta["val"], torch.Tensor) and read_outside(n, inside)]
     graph.output(tuple(copies[n] for n in results))
     weights = tuple(copies[n].name for n in inputs if n in baked)
     attributes = {str(n.target): root[str(n.target)] for n in graph.nodes if n.op == "get_attr"}
-    segment = Segment(name, GraphModule(attributes, graph), tuple(n.name for n in nodes), weights)
+    segment = Segment(name, GraphModule(attributes, graph), tuple(n.name for n in nodes if not is_size(n)), weights)
     return segment, inputs, results
 
 

@@ -9,14 +9,16 @@ import math
 import mmap
 from collections.abc import Collection, Sequence
 
+import sympy
 import torch
+import torch.utils._pytree as pytree
 from torch.fx import GraphModule, Node
 
 from trt_dynamo import log as tensorrt_log
 from trt_dynamo.aten_converters.conversion import Walker, getattr_path, source_line
 from trt_dynamo.aten_converters.network import Network, Tensor
 from trt_dynamo.errors import ConversionError, Unsupported
-from trt_dynamo.profiles import dim_of
+from trt_dynamo.profiles import dim_of, symbols_of
 from trt_dynamo.trt import trt
 
 log = logging.getLogger(__name__)
@@ -41,6 +43,7 @@ class DryRun:
         self.module = module
         self.weights = weights
         self.pages: mmap.mmap | bytes = b""
+        self.symbols: set[sympy.Symbol] = set()  # in the values of the nodes so far
         self.start()
 
     def start(self) -> None:
@@ -90,12 +93,22 @@ class DryRun:
         return Verdict(node.name, str(node.target), not reason, reason, source_line(node))
 
     def declare_sizes(self, node: Node) -> None:
-        """A size that no tensor tells comes in as a host shape tensor; in the dry run all of them may."""
+        """A size that no tensor tells comes in as a host shape tensor; in the dry run all of them may, and what only a
+        tensor tells that a fresh network has not seen.
+        """
         net = self.walker.net
+        for symbol in node_symbols(node, *node.all_input_nodes):
+            if symbol in self.symbols:
+                net.sizes.declare_value(symbol, functools.partial(size_input, net, f"value_of_{symbol}"))
         for argument in node.all_input_nodes:
             value = argument.meta.get("val")
             if isinstance(value, torch.SymInt):
                 net.sizes.declare_value(dim_of(value), functools.partial(size_input, net, argument.name))
+
+
+def node_symbols(*nodes: Node) -> list[sympy.Symbol]:
+    """The symbols in the values of nodes."""
+    return symbols_of(value for node in nodes for value in pytree.tree_leaves(node.meta.get("val")))
 
 
 def size_input(net: Network, name: str) -> trt.ITensor:
@@ -112,11 +125,13 @@ def judge(
         scalars = host_scalars(module, weights)
         for node in module.graph.nodes:
             if node.op != "call_function" or not makes_tensors(node) or node in scalars:
+                dry_run.symbols.update(node_symbols(node))
                 continue
             if chosen_eager(node, eager_ops):
                 verdicts[node] = Verdict(node.name, str(node.target), False, "the setting eager_ops", source_line(node))
             else:
                 verdicts[node] = dry_run.verdict(node, strict=strict)
+            dry_run.symbols.update(node_symbols(node))
     return verdicts
 
 
