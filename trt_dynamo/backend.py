@@ -28,6 +28,7 @@ from trt_dynamo.build import build, profile_of
 from trt_dynamo.cache import Plan, digest, get_or_build, segment_key
 from trt_dynamo.errors import SettingsError, TrtDynamoError
 from trt_dynamo.lowering import Lowered, lower, needs_gradients
+from trt_dynamo.lowering.lengths import keeps_lengths
 from trt_dynamo.partition import Segment, partition
 from trt_dynamo.profiles import Range
 from trt_dynamo.registration import release_shared_name, warn_if_taken
@@ -39,6 +40,7 @@ from trt_dynamo.settings import Settings, warn_once
 log = logging.getLogger(__name__)
 
 
+@keeps_lengths
 def tensorrt(module: GraphModule, inputs: Sequence[Any], **keywords: Any) -> Callable[..., Any]:
     """The backend for `torch.compile(model, backend="tensorrt", options={...})`. Options are the fields of `Settings`.
 

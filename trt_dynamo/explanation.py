@@ -14,6 +14,7 @@ from torch.fx import GraphModule
 
 from trt_dynamo import trt as tensorrt_module
 from trt_dynamo.lowering import Lowered, lower
+from trt_dynamo.lowering.lengths import keeps_lengths
 from trt_dynamo.partition import Segment, Verdict, partition
 from trt_dynamo.settings import Settings
 
@@ -90,6 +91,7 @@ def explain(
         found.append((parts.segments, parts.verdicts))
         return original
 
+    @keeps_lengths
     def backend(module: GraphModule, inputs: Sequence[Any]) -> Callable[..., Any]:
         try:
             return lower(module, inputs, look)

@@ -8,7 +8,7 @@ model's dtype again.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -17,15 +17,14 @@ import trt_dynamo.operators.recurrent  # noqa: F401  registers the ops
 from trt_dynamo.aten_converters.matmul import multiplied
 from trt_dynamo.aten_converters.network import Network, Tensor
 from trt_dynamo.aten_converters.registry import converter
-from trt_dynamo.errors import Unsupported
 from trt_dynamo.profiles import Dim
 from trt_dynamo.trt import trt
 
 aten = torch.ops.aten
 ours = torch.ops.trt_dynamo
 
-# As many steps as this, if their number is static, are written out instead: a loop is no smaller.
-UNROLLED = 1
+# Whether each way through the sequence is in reverse, by `bidirectional`.
+WAYS = ((False,), (False, True))
 
 State = tuple[Tensor, ...]
 
@@ -135,17 +134,13 @@ def direction(net: Network, x: Tensor, cell: Cell, reverse: bool, start: State) 
 def run(net: Network, ways: Sequence[Direction]) -> list[tuple[Tensor, State]]:
     """For each way the hidden states of all steps, [time, batch, hidden], and the last state."""
     steps = ways[0].inputs.shape[0]
-    if isinstance(steps, int) and steps <= UNROLLED:
-        return [written_out(net, way, steps) for way in ways]
-    return looped(net, ways, steps)
+    return [single(net, way) for way in ways] if steps == 1 else looped(net, ways, steps)
 
 
-def written_out(net: Network, way: Direction, steps: int) -> tuple[Tensor, State]:
-    state, made = way.start, []
-    for index in reversed(range(steps)) if way.reverse else range(steps):
-        state = step(net, way.cell, net.squeeze(net.narrow(way.inputs, 0, index, 1), [0]), state)
-        made.append(net.unsqueeze(state[0], [0]))
-    return net.cat(made[::-1] if way.reverse else made, 0), state
+def single(net: Network, way: Direction) -> tuple[Tensor, State]:
+    """A sequence of one step needs no loop."""
+    state = step(net, way.cell, net.squeeze(way.inputs, [0]), way.start)
+    return net.unsqueeze(state[0], [0]), state
 
 
 def looped(net: Network, ways: Sequence[Direction], steps: Dim) -> list[tuple[Tensor, State]]:
@@ -179,17 +174,18 @@ def recurrent(
     x: Tensor,
     states: Sequence[Tensor],
     cells: Sequence[Cell],
-    bidirectional: bool,
+    ways: Sequence[bool],
     batch_first: bool,
 ) -> tuple[Tensor, ...]:
-    """`x` [time, batch, features], `states` [layers * directions, batch, hidden] each, `cells` as many."""
-    ways = 2 if bidirectional else 1
+    """`x` [time, batch, features], `states` [layers * ways, batch, hidden] each, `cells` as many; `ways` says for each
+    direction whether it goes from the end to the start.
+    """
     x = net.permute(x, [1, 0, 2]) if batch_first else x
     ends: list[State] = []
-    for first in range(0, len(cells), ways):
+    for first in range(0, len(cells), len(ways)):
         layer = [
-            direction(net, x, cells[k], k != first, tuple(net.squeeze(net.narrow(s, 0, k, 1), [0]) for s in states))
-            for k in range(first, first + ways)
+            direction(net, x, cells[k], way, tuple(net.squeeze(net.narrow(s, 0, k, 1), [0]) for s in states))
+            for k, way in enumerate(ways, first)
         ]
         results = run(net, layer)
         x = net.cat([out for out, _ in results], 2)
@@ -215,8 +211,8 @@ def lstm(
     bidirectional: bool,
     batch_first: bool,
 ) -> tuple[Tensor, ...]:
-    cells = cells_of("lstm", weights, biases, layers * (2 if bidirectional else 1))
-    return recurrent(net, x, hx, cells, bidirectional, batch_first)
+    ways = WAYS[bidirectional]
+    return recurrent(net, x, hx, cells_of("lstm", weights, biases, layers * len(ways)), ways, batch_first)
 
 
 @converter(ours.rnn.default)
@@ -231,5 +227,5 @@ def rnn(
     bidirectional: bool,
     batch_first: bool,
 ) -> tuple[Tensor, ...]:
-    cells = cells_of(kind, weights, biases, layers * (2 if bidirectional else 1))
-    return recurrent(net, x, [hx], cells, bidirectional, batch_first)
+    ways = WAYS[bidirectional]
+    return recurrent(net, x, [hx], cells_of(kind, weights, biases, layers * len(ways)), ways, batch_first)

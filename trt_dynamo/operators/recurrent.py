@@ -1,4 +1,4 @@
-"""Ops for `torch.lstm`, `torch.gru`, `torch.rnn_tanh` and `torch.rnn_relu`, which AOTAutograd would unroll step by step.
+"""Ops for `torch.lstm`, `torch.gru`, `torch.rnn_tanh`, `torch.rnn_relu`: AOTAutograd would unroll them step by step.
 
 `trt_dynamo::lstm` and `trt_dynamo::rnn` are torch's functions over padded sequences, without dropout: what `nn.LSTM`,
 `nn.GRU` and `nn.RNN` call, on whatever device. Packed sequences are left to torch.
@@ -24,9 +24,7 @@ def lstm(
     batch_first: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """`torch.lstm`: the outputs, the last hidden states, the last cell states."""
-    out, hidden, cells = torch.lstm(
-        x, list(hx), list(weights), biases, layers, 0.0, False, bidirectional, batch_first
-    )
+    out, hidden, cells = torch.lstm(x, list(hx), list(weights), biases, layers, 0.0, False, bidirectional, batch_first)
     return time_before_batch(out, batch_first), hidden.contiguous(), cells.contiguous()
 
 
@@ -103,12 +101,22 @@ def stand_in(kind: str) -> Callable[..., Any]:
             return NotImplemented
         x, hx, weights, biases, layers, dropout, train, bidirectional, batch_first = (given[a] for a in ARGUMENTS)
         packed = isinstance(hx if kind == "lstm" else weights, Tensor)  # then it is `batch_sizes` or the states
-        if packed or (train and layers > 1 and dropout) or x.ndim != 3:
+        if packed or (train and layers > 1 and dropout) or not sound(x, hx, weights, batch_first):
             return NotImplemented
         options = (biases, layers, bidirectional, batch_first)
         return lstm(x, hx, weights, *options) if kind == "lstm" else rnn(kind, x, hx, weights, *options)
 
     return call
+
+
+def sound(x: Tensor, hx: Tensor | Sequence[Tensor], weights: Sequence[Tensor], batch_first: bool) -> bool:
+    """Whether sizes and types fit; what does not is left to torch, whose error it is."""
+    states = [hx] if isinstance(hx, Tensor) else list(hx)
+    tensors = [*states, *weights]
+    if x.ndim != 3 or any(s.ndim != 3 for s in states) or any(t.dtype is not x.dtype for t in tensors):
+        return False
+    batch, time = x.shape[:2] if batch_first else (x.shape[1], x.shape[0])
+    return bool(time > 0) and all(s.shape[1] == batch for s in states) and bool(weights[0].shape[1] == x.shape[2])
 
 
 aten = torch.ops.aten
