@@ -30,6 +30,12 @@ FREE = {
     "arange", "scalar_tensor",
 }  # fmt: skip
 
+# A recurrent layer stands for as many nodes as its sequences have steps, and is worth an engine alone.
+RECURRENT = {
+    "trt_dynamo.lstm.default", "trt_dynamo.rnn.default", "aten.mkldnn_rnn_layer.default", "aten._cudnn_rnn.default",
+}  # fmt: skip
+MUCH = 50
+
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Segment:
@@ -155,16 +161,19 @@ def group(graph: Graph, verdicts: Mapping[Node, Verdict], smallest: int) -> list
     rejected: set[Node] = set()
     while True:
         groups = levels(graph, verdicts, rejected)
-        small = [nodes for nodes in groups if sum(is_work(node) for node in nodes) < smallest]
+        small = [nodes for nodes in groups if sum(work(node) for node in nodes) < smallest]
         if not small:
             return groups
         for nodes in small:
             rejected.update(nodes)
 
 
-def is_work(node: Node) -> bool:
+def work(node: Node) -> int:
+    """What a node counts towards `min_segment_nodes`."""
+    if str(node.target) in RECURRENT:
+        return MUCH
     packet = getattr(node.target, "overloadpacket", node.target)
-    return getattr(packet, "__name__", str(packet)).split(".")[-1] not in FREE
+    return int(getattr(packet, "__name__", str(packet)).split(".")[-1] not in FREE)
 
 
 def sources_of(graph: Graph) -> dict[Node, list[Node]]:
