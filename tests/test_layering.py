@@ -28,6 +28,7 @@ ALLOWED: dict[str, set[str]] = {
     "operators": set(),
     "profiles": BASE,
     "progress": BASE,
+    "graph_breaks": {"settings"},
     "weights": BASE,
     "aten_converters": BASE | {"profiles", "operators"},
     "lowering": BASE | {"profiles", "operators"},

@@ -27,6 +27,7 @@ from trt_dynamo.aten_converters.registry import lookup
 from trt_dynamo.build import build, profile_of
 from trt_dynamo.cache import Plan, digest, get_or_build, segment_key
 from trt_dynamo.errors import SettingsError, TrtDynamoError
+from trt_dynamo.graph_breaks import warn_if_recurrent_skipped
 from trt_dynamo.lowering import Lowered, lower, needs_gradients
 from trt_dynamo.lowering.lengths import keeps_lengths
 from trt_dynamo.partition import Segment, partition
@@ -50,6 +51,7 @@ def tensorrt(module: GraphModule, inputs: Sequence[Any], **keywords: Any) -> Cal
     """
     release_shared_name(tensorrt)
     warn_if_taken(tensorrt)
+    warn_if_recurrent_skipped()
     settings = read_settings(keywords)
     reason = why_eager(inputs, settings)
     if reason is not None:

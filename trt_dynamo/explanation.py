@@ -12,6 +12,7 @@ from torch._dynamo.exc import RestartAnalysis, SkipFrame
 from torch._subclasses.fake_tensor import unset_fake_temporarily
 from torch.fx import GraphModule
 
+from trt_dynamo import graph_breaks
 from trt_dynamo import trt as tensorrt_module
 from trt_dynamo.lowering import Lowered, lower
 from trt_dynamo.lowering.lengths import keeps_lengths
@@ -23,13 +24,14 @@ from trt_dynamo.settings import Settings
 class Explanation:
     """What `explain` found. `segments` are the engines to be (each with its `nodes`); `converted` counts the nodes in
     them; `eager` are the verdicts (`node`, `target`, `reason`, `source`) on the others; `graphs` counts Dynamo's
-    graphs."""
+    graphs, `breaks` says what Dynamo left to eager before any graph was made."""
 
     segments: tuple[Segment, ...]
     converted: int
     eager: tuple[Verdict, ...]
     graphs: int
     broken: tuple[str, ...] = ()
+    breaks: tuple[str, ...] = ()
 
     def __str__(self) -> str:
         total, engines, graphs = self.converted + len(self.eager), len(self.segments), self.graphs
@@ -49,6 +51,7 @@ class Explanation:
             where = f"  [{verdicts[0].source}]" if verdicts[0].source else ""
             lines.append(f"  {len(verdicts)} x {target}: {reason}{where}")
         lines += [f"graph not lowered: {reason}" for reason in self.broken]
+        lines += [f"not traced by Dynamo: {reason}" for reason in self.breaks]
         return "\n".join(lines)
 
     def as_dict(self) -> dict[str, Any]:
@@ -59,6 +62,7 @@ class Explanation:
             "segments": [{"name": s.name, "nodes": list(s.nodes), "weights": list(s.weights)} for s in self.segments],
             "eager": [dataclasses.asdict(verdict) for verdict in self.eager],
             "broken": list(self.broken),
+            "breaks": list(self.breaks),
         }
 
 
@@ -101,8 +105,9 @@ def explain(
             broken.append(f"{type(error).__name__}: {error}")
             return module.forward
 
-    with torch.no_grad():
+    with torch.no_grad(), graph_breaks.noted() as breaks:
         torch.compile(model, backend=backend, dynamic=dynamic)(*args, **kwargs)
+    breaks = list(dict.fromkeys([*breaks, *graph_breaks.foreseen(model, (*args, *kwargs.values()))]))
     renamed = [
         dataclasses.replace(segment, name=f"graph_{index}.{segment.name}" if len(found) > 1 else segment.name)
         for index, (segments, _) in enumerate(found)
@@ -110,4 +115,12 @@ def explain(
     ]
     verdicts = [verdict for _, group in found for verdict in group]
     refused = tuple(verdict for verdict in verdicts if not verdict.ok)
-    return Explanation(tuple(renamed), len(verdicts) - len(refused), refused, len(found) + len(broken), tuple(broken))
+    graphs = len(found) + len(broken)
+    return Explanation(
+        tuple(renamed),
+        len(verdicts) - len(refused),
+        refused,
+        graphs,
+        tuple(broken),
+        breaks=tuple(breaks),
+    )
