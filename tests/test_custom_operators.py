@@ -111,7 +111,8 @@ def test_a_converter_that_refuses_some_calls() -> None:
 
     def f(x: torch.Tensor) -> torch.Tensor:
         y: torch.Tensor = scaled(scaled(x.exp(), 2.0) + 1, 1000.0)
-        return y.sin() + scaled(x, 3.0)
+        z: torch.Tensor = y.sin() + scaled(x, 3.0)
+        return z
 
     x = torch.randn(4, 5)
     assert_same(compiled(f)(x), f(x))

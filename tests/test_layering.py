@@ -30,6 +30,7 @@ ALLOWED: dict[str, set[str]] = {
     "progress": BASE,
     "graph_breaks": {"settings"},
     "weights": BASE,
+    "training": BASE,
     "aten_converters": BASE | {"profiles", "operators"},
     "lowering": BASE | {"profiles", "operators"},
     "lowering.decompositions": BASE | {"profiles", "operators", "aten_converters"},

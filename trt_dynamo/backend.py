@@ -28,7 +28,7 @@ from trt_dynamo.build import build, profile_of
 from trt_dynamo.cache import Plan, digest, get_or_build, segment_key
 from trt_dynamo.errors import SettingsError, TrtDynamoError
 from trt_dynamo.graph_breaks import warn_if_recurrent_skipped
-from trt_dynamo.lowering import Lowered, lower, needs_gradients
+from trt_dynamo.lowering import Lowered, lower
 from trt_dynamo.lowering.lengths import keeps_lengths
 from trt_dynamo.partition import Segment, partition
 from trt_dynamo.profiles import Range
@@ -37,6 +37,7 @@ from trt_dynamo.reports import count, spend
 from trt_dynamo.runtime import SegmentModule
 from trt_dynamo.runtime.engine import Engine, load_plan
 from trt_dynamo.settings import Settings, warn_once
+from trt_dynamo.training import needs_gradients, train
 
 log = logging.getLogger(__name__)
 
@@ -53,11 +54,15 @@ def tensorrt(module: GraphModule, inputs: Sequence[Any], **keywords: Any) -> Cal
     warn_if_taken(tensorrt)
     warn_if_recurrent_skipped()
     settings = read_settings(keywords)
-    reason = why_eager(inputs, settings)
+    trains = settings.runtime != "eager" and needs_gradients(inputs)
+    reason = "a backward pass may follow" if trains else why_eager(inputs, settings)
     if reason is not None:
         count("eager_graphs", reason)
-        return module.forward
     try:
+        if trains:
+            return train(module, inputs, settings)
+        if reason is not None:
+            return module.forward
         return lower(module, inputs, functools.partial(compile_lowered, settings=settings))
     except (RestartAnalysis, SkipFrame):  # Dynamo's own way of asking for another go
         raise
@@ -160,8 +165,6 @@ def why_eager(inputs: Sequence[Any], settings: Settings) -> str | None:
     """Why this graph is left to eager before anything is tried, or None."""
     if settings.runtime == "eager":
         return "the setting runtime=eager"
-    if needs_gradients(inputs):
-        return "a backward pass may follow"
     missing = tensorrt_module.why_missing() if settings.runtime == "reference" else tensorrt_module.why_not_runnable()
     if missing is None and settings.runtime != "reference" and not any(is_cuda(i) for i in inputs):
         missing = "no input of the graph is on a CUDA device"

@@ -33,6 +33,7 @@ WeightsCheck = Literal["auto", "observed", "always"]
 Rebuild = Literal["background", "sync", "never"]
 Compile = Literal["sync", "background"]
 CacheMode = Literal["on", "readonly", "refresh", "off"]
+Training = Literal["eager", "inductor"]
 Progress = Literal["auto", "on", "off"]
 
 YES, NO = ("1", "true", "yes", "on"), ("0", "false", "no", "off")
@@ -123,6 +124,9 @@ class Settings:
         "background",
         "what follows when an engine no longer fits (a size outside its profile, changed weights): eager answers "
         "meanwhile (`background`), the call waits (`sync`), or eager answers from then on (`never`)",
+    )
+    training: Training = setting(
+        "eager", "what runs the graphs that a backward pass may follow: `eager`, or `inductor` compiles them"
     )
     progress: Progress = setting("auto", "progress bars for long builds: `auto` shows them on a terminal only")
 

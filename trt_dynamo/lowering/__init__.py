@@ -35,11 +35,6 @@ class Lowered:
     names: Mapping[int, str]
 
 
-def needs_gradients(inputs: Sequence[Any]) -> bool:
-    """Whether a backward pass may follow: autograd is on, and an input asks for it."""
-    return torch.is_grad_enabled() and any(isinstance(i, torch.Tensor) and i.requires_grad for i in inputs)
-
-
 def lower(
     module: GraphModule, inputs: Sequence[Any], compile: Callable[[Lowered], Callable[..., Any]]
 ) -> Callable[..., Any]:
