@@ -81,6 +81,7 @@ class ShapeArithmetic:
         self.sources: dict[sympy.Expr, Callable[[], trt.ITensor]] = {}
         self.values: dict[Dim, trt.ITensor] = {}
         self.shapes: dict[str, trt.ITensor] = {}
+        self.vectors: dict[tuple[Dim, ...], trt.ITensor] = {}
 
     def declare(self, dim: Dim, tensor: Callable[[], trt.ITensor], axis: int) -> None:
         """Says that `dim` can be read off the tensor's shape."""
@@ -160,6 +161,13 @@ class ShapeArithmetic:
             return self.constant(*(int(dim) for dim in dims))
         if len(dims) == 1:
             return self.tensor(dims[0])
+        key = tuple(dims)
+        if key not in self.vectors:
+            self.vectors[key] = self.joined(key)
+        return self.vectors[key]
+
+    def joined(self, dims: Sequence[Dim]) -> trt.ITensor:
+        """One shape tensor of several sizes, neighbours that are known now as one constant."""
         pieces: list[trt.ITensor] = []
         static: list[int] = []
         for dim in dims:
