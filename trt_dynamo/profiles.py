@@ -72,12 +72,15 @@ def ranges_of(values: Iterable[Any]) -> dict[sympy.Symbol, Range]:
     """A range for every symbol in these fake tensors and SymInts."""
     values = list(values)
     shape_env = shape_env_of(values)
-    return {symbol: range_of(symbol, shape_env) for symbol in symbols_of(values)}
+    dims = set(symbols_of(value for value in values if isinstance(value, torch.Tensor)))
+    return {symbol: range_of(symbol, shape_env, is_number=symbol not in dims) for symbol in symbols_of(values)}
 
 
-def range_of(symbol: sympy.Symbol, shape_env: Any) -> Range:
+def range_of(symbol: sympy.Symbol, shape_env: Any, *, is_number: bool = False) -> Range:
     """The range of one symbol: the ShapeEnv's where it is closed, else around the size that was seen. A size that
-    depends on data was never seen; its bound (all elements of a mask are true) may be far from what comes."""
+    depends on data was never seen; its bound (all elements of a mask are true) may be far from what comes. Where it
+    is a number of its own (`item`), which may say where a slice ends, `opt` is small, so that the slice is sound.
+    """
     known = shape_env.var_to_range.get(symbol) or ValueRanges(0, int_oo)
     hint = shape_env.backed_var_to_val.get(symbol)
     lower = max(0, finite(known.lower, 0))
@@ -87,7 +90,7 @@ def range_of(symbol: sympy.Symbol, shape_env: Any) -> Range:
         upper = max(GROWTH * seen, FLOOR)
     if hint is None:
         upper = min(upper, max(DATA_CEILING, GROWTH * lower))
-        seen = (lower + upper) // 2
+        seen = seen if is_number else (lower + upper) // 2
     return Range(lower, min(max(seen, lower), upper), max(upper, lower))
 
 
@@ -110,19 +113,38 @@ def dim_range(dim: Dim, ranges: Mapping[sympy.Symbol, Range]) -> Range:
     return Range(lower, min(max(opt, lower), upper), upper)
 
 
-def sizes_of(values: Iterable[Any], args: Iterable[Any]) -> dict[sympy.Symbol, int]:
-    """The symbols' sizes in a call: `values` are the fake values of the graph's inputs, `args` what it was called
-    with.
+def dims_of(values: Iterable[Any], args: Iterable[Any]) -> list[tuple[Dim, int]]:
+    """The symbolic dims and sizes among the graph's inputs, each with what it is in a call: `values` are the fake
+    values of the inputs, `args` what it was called with.
     """
-    sizes: dict[sympy.Symbol, int] = {}
+    found = []
     for value, arg in zip(values, args, strict=True):
         expected = value.shape if isinstance(value, torch.Tensor) else (value,)
-        found = arg.shape if isinstance(arg, torch.Tensor) else (arg,)
-        for size, number in zip(expected, found, strict=True):
-            dim = dim_of(size) if isinstance(size, torch.SymInt) else 0
-            if isinstance(dim, sympy.Symbol):
-                sizes.setdefault(dim, int(number))
+        given = arg.shape if isinstance(arg, torch.Tensor) else (arg,)
+        pairs = zip(expected, given, strict=True)
+        found += [(dim_of(size), int(number)) for size, number in pairs if isinstance(size, torch.SymInt)]
+    return found
+
+
+def sizes_of(values: Iterable[Any], args: Iterable[Any]) -> dict[sympy.Symbol, int]:
+    """The symbols' sizes in a call, as `dims_of` takes it, where they can be told."""
+    sizes: dict[sympy.Symbol, int] = {}
+    for dim, number in dims_of(values, args):
+        known = solved(dim, number)
+        if known is not None:
+            sizes.setdefault(*known)
     return sizes
+
+
+def solved(dim: Dim, number: int) -> tuple[sympy.Symbol, int] | None:
+    """What the symbol of a linear dim such as `2*s0 + 1` is where the dim is `number`; None where that says nothing."""
+    if isinstance(dim, int) or len(dim.free_symbols) != 1:
+        return None
+    (symbol,) = dim.free_symbols
+    slope, rest = dim.coeff(symbol), dim.subs(symbol, 0)
+    if not (slope.is_Integer and rest.is_Integer and slope > 0 and sympy.expand(slope * symbol + rest - dim) == 0):
+        return None
+    return symbol, (number - int(rest)) // int(slope)
 
 
 def grown(ranges: Mapping[sympy.Symbol, Range], sizes: Mapping[sympy.Symbol, int]) -> dict[sympy.Symbol, Range]:
@@ -135,4 +157,26 @@ def grown(ranges: Mapping[sympy.Symbol, Range], sizes: Mapping[sympy.Symbol, int
         lower = old.min if size >= old.min else min(size, old.min // GROWTH)
         upper = old.max if size <= old.max else max(size, old.max * GROWTH)
         result[symbol] = Range(lower, max(old.opt, size), upper)
+    return result
+
+
+def grown_for(
+    ranges: Mapping[sympy.Symbol, Range], values: Iterable[Any], args: Iterable[Any]
+) -> dict[sympy.Symbol, Range]:
+    """The ranges, widened for a call as `dims_of` takes it. A sum such as `u0 + u1` does not tell its parts: all of
+    them are widened, until it fits.
+    """
+    values, args = list(values), list(args)
+    sizes = sizes_of(values, args)
+    result = grown(ranges, sizes)
+    for dim, number in dims_of(values, args):
+        parts = [] if isinstance(dim, int) else [s for s in dim.free_symbols if s in result and s not in sizes]
+        while parts and number not in dim_range(dim, result):
+            span = dim_range(dim, result)
+            wider = {
+                s: (result[s].min - 1) // GROWTH if number < span.min else max(result[s].max, 1) * GROWTH for s in parts
+            }
+            if all(size < 0 or size > LARGEST for size in wider.values()):
+                break
+            result = grown(result, {s: size for s, size in wider.items() if 0 <= size <= LARGEST})
     return result

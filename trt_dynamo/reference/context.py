@@ -204,6 +204,18 @@ class ReferenceContext:
         self.engine.tensor(name)
         return self.allocators.get(name)
 
+    def get_max_output_size(self, name: str) -> int:
+        """Bytes that an output takes at most for the inputs' present shapes, every element found where their number
+        depends on values; -1 before the shapes are set.
+        """
+        if self.engine.is_input(name) or self.insufficient():
+            return -1
+        shape = self.output_shapes()[name]
+        if -1 in shape:
+            given = {name: self.stand_in(name) for name in self.shapes}
+            shape = self.engine.evaluator.shapes(given, largest=True)[name]
+        return math.prod(shape) * self.engine.tensor(name).dtype.itemsize if -1 not in shape else -1
+
     @exclusive
     def set_device_memory(self, memory: int, size: int) -> None:
         """Scratch memory for a context made with USER_MANAGED. Its contents are lost with every run."""

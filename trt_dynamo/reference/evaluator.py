@@ -112,8 +112,9 @@ class Evaluator:
             check_dim_names(name, value.shape, signature.dim_names, named)
         return next((value.device for value in inputs.values() if value.device != CPU), CPU)
 
-    def shapes(self, inputs: Mapping[str, Tensor]) -> dict[str, tuple[int, ...]]:
-        """The outputs' shapes for these inputs; -1 where a dim depends on values.
+    def shapes(self, inputs: Mapping[str, Tensor], largest: bool = False) -> dict[str, tuple[int, ...]]:
+        """The outputs' shapes for these inputs; -1 where a dim depends on values. With `largest`, as they are when
+        every element is found.
 
         Of the inputs only the shapes count, but of shape tensors the values, on the CPU.
 
@@ -131,7 +132,8 @@ class Evaluator:
                     step.execute(frame)
                 except DataDependent:
                     # Unknown, unless TensorRT knows the shape whatever the values.
-                    for name, shape, dtype in zip(step.outputs, step.shapes, step.dtypes, strict=True):
+                    shapes = largest_shapes(step, frame) if largest else step.shapes
+                    for name, shape, dtype in zip(step.outputs, shapes, step.dtypes, strict=True):
                         if -1 not in shape:
                             frame[name] = torch.empty(shape, dtype=dtype, device=meta)
         return {
@@ -144,6 +146,14 @@ class Evaluator:
                 name: value if stays_on_host(value) else value.to(device) for name, value in self.constants[CPU].items()
             }
         return self.constants[device]
+
+
+def largest_shapes(step: Runnable, frame: Frame) -> list[tuple[int, ...]]:
+    """The step's output shapes where all that it looks at is found."""
+    source = step.inputs[0] if isinstance(step, Step) and step.kind == "NON_ZERO" else None
+    if source is None or not frame.knows(source):
+        return step.shapes
+    return [(frame[source].ndim, frame[source].numel())]
 
 
 @contextlib.contextmanager

@@ -17,8 +17,8 @@ import sympy
 import torch
 from torch.fx import GraphModule
 
-from trt_dynamo.errors import TrtDynamoError
-from trt_dynamo.profiles import Range, grown, ranges_of, sizes_of
+from trt_dynamo.errors import BuildError, EngineError, TrtDynamoError, Unsupported
+from trt_dynamo.profiles import Range, grown_for, ranges_of
 from trt_dynamo.reports import count
 from trt_dynamo.runtime.background import run_in_background, wait_for_builds
 from trt_dynamo.runtime.engine import Engine, OutsideProfile
@@ -79,6 +79,7 @@ class SegmentModule(torch.nn.Module):
         self.shared: Slot | None = None  # for more sets of weights than get engines of their own
         self.moved: set[tuple[int, ...]] = set()  # sets whose memory was freed
         self.broken: str | None = None
+        self.widest: str | None = None  # why the ranges grow no more
         self.failure: TrtDynamoError | None = None  # of a build in the background, for `strict`
 
     def forward(self, *args: Any) -> tuple[torch.Tensor, ...]:
@@ -175,7 +176,10 @@ class SegmentModule(torch.nn.Module):
         if self.settings.rebuild == "never":
             return None
         with self.lock:
-            wider = grown(self.ranges, sizes_of(self.values, args))
+            if self.widest is not None:
+                log.debug("%s: %s, and %s", self.name, error, self.widest)
+                return None
+            wider = grown_for(self.ranges, self.values, args)
             if wider == self.ranges and not self.outdated(slot):
                 log.debug("%s: %s, and no range can grow", self.name, error)
                 return None
@@ -213,7 +217,8 @@ class SegmentModule(torch.nn.Module):
         except TrtDynamoError as error:
             with self.lock:
                 slot.building = False
-                self.give_up(error, in_background=in_background)
+                if slot.engine is None or not self.stay(slot.engine, error):
+                    self.give_up(error, in_background=in_background)
             return
         engine.built_for = ranges
         with self.lock:
@@ -221,6 +226,16 @@ class SegmentModule(torch.nn.Module):
             # A write during the build shows at the next check, which compares with what was baked.
             if weights is None or weights.digests == digests:
                 slot.engine = engine
+
+    def stay(self, engine: Engine, error: TrtDynamoError) -> bool:
+        """Whether the engine that there is goes on after a wider one could not be made: sizes outside of its ranges
+        stay in eager. A bug of ours is an error all the same.
+        """
+        if engine.built_for == self.ranges or not isinstance(error, BuildError | Unsupported | EngineError):
+            return False
+        log.warning("%s: larger sizes stay in eager, no engine takes them: %s", self.name, error)
+        self.ranges, self.widest = engine.built_for, str(error)
+        return True
 
     def give_up(self, error: TrtDynamoError, *, in_background: bool = False) -> None:
         """Eager from now on, said once; with `strict`, the error is the caller's, or the next caller's."""

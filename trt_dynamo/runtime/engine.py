@@ -16,6 +16,7 @@ import torch
 
 from trt_dynamo import log as tensorrt_log
 from trt_dynamo.errors import EngineError
+from trt_dynamo.runtime.results import FoundResult, found_result
 from trt_dynamo.trt import trt
 
 # TensorRT wants addresses aligned to this; torch's own CUDA allocations are, views into them may not be.
@@ -61,6 +62,7 @@ class Call:
         self.context = context
         self.shapes: dict[str, tuple[int, ...]] = {}
         self.results: list[tuple[int, ...]] | None = None
+        self.found: dict[str, FoundResult] = {}  # the results whose size the engine finds
 
 
 class Engine:
@@ -140,16 +142,29 @@ class Engine:
             self.bind(context, port, tensor)
         if call.results is None:
             call.results = [tuple(context.get_tensor_shape(port.name)) for port in self.outputs]
-        results = [
-            torch.empty(shape, dtype=port.dtype, device=self.device)
+        memory = [
+            self.find(call, port, stream) if -1 in shape else torch.empty(shape, dtype=port.dtype, device=self.device)
             for port, shape in zip(self.outputs, call.results, strict=True)
         ]
-        for port, result in zip(self.outputs, results, strict=True):
-            self.bind(context, port, result)
+        for port, result in zip(self.outputs, memory, strict=True):
+            if isinstance(result, torch.Tensor):
+                self.bind(context, port, result)
         self.enqueue(context, stream)
-        return tuple(
-            r.permute(port.inverse) if port.permuted else r for port, r in zip(self.outputs, results, strict=True)
-        )
+        results = []
+        for port, found in zip(self.outputs, memory, strict=True):
+            result = found if isinstance(found, torch.Tensor) else found.take(port.dtype)
+            results.append(result.permute(port.inverse) if port.permuted else result)
+        return tuple(results)
+
+    def find(self, call: Call, port: Port, stream: int) -> FoundResult:
+        """What gives memory to a result once the engine has found its size."""
+        result = call.found.get(port.name)
+        if result is None:
+            result = call.found[port.name] = found_result(port.name, self.device)
+            if not call.context.set_output_allocator(port.name, result):
+                raise EngineError(f"TensorRT refused the output allocator of {port.name}")
+        result.start(self.stream if stream == 0 else None)
+        return result
 
     def bind(self, context: Any, port: Port, tensor: torch.Tensor) -> None:
         address = tensor.data_ptr() if tensor.numel() else self.placeholder.data_ptr()
