@@ -2,24 +2,18 @@
 
 from __future__ import annotations
 
+import math
 import operator
 from collections.abc import Callable
 from typing import Any
 
-import sympy
 import torch
 from torch.fx import Graph, GraphModule, Node
-from torch.utils._sympy import functions as F
-from torch.utils._sympy.interp import sympy_interp
-from torch.utils._sympy.reference import PythonReferenceAnalysis
 
-from trt_dynamo.profiles import dim_of
+from trt_dynamo.lowering.sizes import sizes_from_inputs
+from trt_dynamo.profiles import dim_of, symbols_of
 
 aten = torch.ops.aten
-
-
-# The functions of whole numbers; sizes that go through floats (a scale of 1.5) keep the nodes that torch made for them.
-INTEGER = (F.FloorDiv, F.CleanDiv, F.Mod, F.PythonMod, F.Max, F.Min, F.PowByNatural, sympy.Max, sympy.Min)
 
 
 def drop_noops(graph: Graph) -> None:
@@ -36,60 +30,35 @@ def drop_noops(graph: Graph) -> None:
             graph.erase_node(node)
 
 
-def sizes_from_inputs(graph: Graph) -> None:
-    """Computes every symbolic size from the graph's own arguments: no engine must give out a tensor for its shape."""
-    sizes = [n for n in graph.nodes if n.op == "call_function" and isinstance(n.meta.get("val"), torch.SymInt)]
-    symbols, last = size_arguments(graph)
-    made: dict[sympy.Expr, Node] = {}
-    for node in sizes:
-        expression = node.meta["val"].node.expr
-        known = expression.free_symbols <= symbols.keys() and all(
-            isinstance(f, INTEGER) for f in expression.atoms(sympy.Function)
-        )
-        if not expression.is_number and not known:
-            continue
-        if expression not in made and not expression.is_number:
-            made[expression] = symbols.get(expression) or size_node(graph, last, expression, symbols, node)
-            last = made[expression] if expression not in symbols else last
-        node.replace_all_uses_with(made.get(expression, int(expression) if expression.is_number else None))
-        graph.erase_node(node)
+def drop_true_assertions(graph: Graph) -> None:
+    """Removes what torch asserts of each size that depends on data and what cannot fail: that it is not negative, and
+    that no more is found than there is. For those an engine would have to give out a tensor for its size alone.
+    """
+    for node in graph.find_nodes(op="call_function", target=aten._assert_scalar.default):
+        condition = node.args[0]
+        if isinstance(condition, Node) and condition.target in (operator.ge, operator.le):
+            size, bound = condition.args
+            if isinstance(size, Node) and size.target is aten.sym_size.int and isinstance(bound, int):
+                most = found_at_most(*size.args)
+                if bound <= 0 if condition.target is operator.ge else most is not None and most <= bound:
+                    graph.erase_node(node)
 
 
-def size_arguments(graph: Graph) -> tuple[dict[sympy.Symbol, Node], Node | None]:
-    """For each symbol the argument that gives it, or the size of one, and the last node of all these."""
-    placeholders = [node for node in graph.nodes if node.op == "placeholder"]
-    symbols: dict[sympy.Symbol, Node] = {}
-    for node in placeholders:
-        value = node.meta.get("val")
-        if isinstance(value, torch.SymInt) and isinstance(dim_of(value), sympy.Symbol):
-            symbols[value.node.expr] = node
-    last = placeholders[-1] if placeholders else None
-    for node in placeholders:
-        value = node.meta.get("val")
-        for axis, size in enumerate(value.shape if isinstance(value, torch.Tensor) else ()):
-            symbol = dim_of(size)
-            if isinstance(symbol, sympy.Symbol) and symbol not in symbols:
-                with graph.inserting_after(last):
-                    last = symbols[symbol] = graph.call_function(aten.sym_size.int, (node, axis))
-                last.meta["val"] = size
-    return symbols, last
-
-
-def size_node(
-    graph: Graph, after: Node | None, expression: sympy.Expr, symbols: dict[sympy.Symbol, Node], like: Node
-) -> Node:
-    """Nodes of plain Python arithmetic that compute the expression, put right behind the placeholders."""
-    assert after is not None
-    with graph.inserting_after(after):
-        end = graph.create_node("call_function", operator.pos, (0,))
-    tracer = torch.fx.proxy.GraphAppendingTracer(graph)
-    proxies: dict[Any, Any] = {symbol: torch.fx.Proxy(node, tracer) for symbol, node in symbols.items()}
-    with graph.inserting_before(end):
-        result = sympy_interp(PythonReferenceAnalysis, proxies, expression).node
-    result.meta["val"] = like.meta["val"]
-    end.replace_all_uses_with(result)
-    graph.erase_node(end)
-    return result  # type: ignore[no-any-return]
+def found_at_most(tensor: Any, axis: Any) -> int | None:
+    """How many elements a search can find, whose number is the tensor's size; None where that is no number."""
+    if tensor.target in (aten.nonzero.default, aten.masked_select.default):
+        searched = list(tensor.args)
+    elif tensor.target is aten.index.Tensor:
+        searched = [i for i in tensor.args[1] if i is not None and i.meta["val"].dtype is torch.bool]
+    else:
+        return None
+    shapes = [node.meta["val"].shape for node in searched]
+    if len(shapes) == 0 or not all(isinstance(d, int) for shape in shapes for d in shape):
+        return None
+    inherited = symbols_of(node.meta["val"] for node in tensor.all_input_nodes)
+    if dim_of(tensor.meta["val"].shape[axis]) in inherited:
+        return None
+    return math.prod(torch.broadcast_shapes(*shapes))
 
 
 def drop_dead(graph: Graph) -> None:
@@ -97,7 +66,7 @@ def drop_dead(graph: Graph) -> None:
     graph.eliminate_dead_code()
 
 
-PASSES: tuple[Callable[[Graph], None], ...] = (drop_noops, sizes_from_inputs, drop_dead)
+PASSES: tuple[Callable[[Graph], None], ...] = (drop_noops, drop_true_assertions, sizes_from_inputs, drop_dead)
 
 
 def run_passes(module: GraphModule) -> GraphModule:
