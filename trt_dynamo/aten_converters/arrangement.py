@@ -160,11 +160,24 @@ class Arrangement:
         order = [axis % x.ndim for axis in order]
         if order == list(range(x.ndim)):
             return x
-        layer = self.made(self.raw.add_shuffle(x.raw))
-        layer.first_transpose = trt.Permutation(order)
-        out = self.out(layer, shape=[x.shape[axis] for axis in order], dtype=x.dtype)
+        dims = [x.shape[axis] for axis in order]
+        if self.moves_nothing(x, order):
+            out = self.reshape(x, dims)
+        else:
+            layer = self.made(self.raw.add_shuffle(x.raw))
+            layer.first_transpose = trt.Permutation(order)
+            out = self.out(layer, shape=dims, dtype=x.dtype)
         swaps_last_two = x.ndim >= 2 and order == [*range(x.ndim - 2), x.ndim - 1, x.ndim - 2]
         return dataclasses.replace(out, transposed=x if swaps_last_two else None)
+
+    @staticmethod
+    def moves_nothing(x: Tensor, order: Sequence[int]) -> bool:
+        """Whether only dims of size 1 change places, so that a reshape without arithmetic does it. A row of such
+        permutations (MaxViT's windows) ends RTX 1.7's builder in a failed check on strides of its own.
+        """
+        kept = [axis for axis in order if x.shape[axis] != 1]
+        symbols = [dim for dim in x.shape if not isinstance(dim, int)]
+        return kept == sorted(kept) and len(symbols) <= 1
 
     def expand(self, x: Tensor, dims: Sequence[Dim]) -> Tensor:
         """`x` broadcast to `dims`, which are complete (no -1)."""
