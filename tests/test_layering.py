@@ -34,6 +34,8 @@ ALLOWED: dict[str, set[str]] = {
     "aten_converters": BASE | {"profiles", "operators"},
     "lowering": BASE | {"profiles", "operators"},
     "lowering.decompositions": BASE | {"profiles", "operators", "aten_converters"},
+    "lowering.complex_numbers": BASE | {"profiles", "aten_converters"},
+    "lowering.recording": BASE | {"profiles", "aten_converters"},
     # a node's verdict is its converter's own dry run
     "partition": BASE | {"profiles", "aten_converters"},
     "cache": BASE | {"profiles"},

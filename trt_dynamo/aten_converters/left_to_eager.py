@@ -8,6 +8,9 @@ import functools
 import torch
 from torch._ops import OpOverload
 
+# A node that bears this key in its meta stays in eager, for the reason under it.
+STAYS_EAGER = "trt_dynamo_stays_eager"
+
 # Reason to the ATen ops it holds for, all their overloads; `*` stands for any letters.
 LEFT = {
     "TensorRT has no layer that factors or inverts a matrix": """
@@ -27,6 +30,8 @@ LEFT = {
     "it belongs to a training step, which runs in eager": "*_backward *_backward_data *_backward_input",
     "sparse and nested tensors have no place in TensorRT": "segment_reduce _sparse_* sparse_* _nested_* to_sparse*",
     "a loss of sequences, whose recursion would be thousands of layers": "_ctc_loss ctc_loss _cudnn_ctc_loss",
+    "complex numbers enter and leave engines as pairs of reals": """
+        view_as_real view_as_complex resolve_conj resolve_neg""",
     "it changes the size of memory itself": "resize resize_ resize_as resize_as_ set_ _resize_output",
 }
 

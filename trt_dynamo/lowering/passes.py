@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch.fx import Graph, GraphModule, Node
 
+from trt_dynamo.lowering.complex_numbers import complex_as_pairs
 from trt_dynamo.lowering.sizes import sizes_from_inputs
 from trt_dynamo.profiles import dim_of, symbols_of
 
@@ -66,7 +67,13 @@ def drop_dead(graph: Graph) -> None:
     graph.eliminate_dead_code()
 
 
-PASSES: tuple[Callable[[Graph], None], ...] = (drop_noops, drop_true_assertions, sizes_from_inputs, drop_dead)
+PASSES: tuple[Callable[[Graph], None], ...] = (
+    drop_noops,
+    complex_as_pairs,
+    drop_true_assertions,
+    sizes_from_inputs,
+    drop_dead,
+)
 
 
 def run_passes(module: GraphModule) -> GraphModule:

@@ -16,6 +16,7 @@ from torch.fx import GraphModule, Node
 
 from trt_dynamo import log as tensorrt_log
 from trt_dynamo.aten_converters.conversion import Walker, getattr_path, source_line
+from trt_dynamo.aten_converters.left_to_eager import STAYS_EAGER
 from trt_dynamo.aten_converters.network import Network, Tensor
 from trt_dynamo.errors import ConversionError, Unsupported
 from trt_dynamo.profiles import dim_of, symbols_of
@@ -129,6 +130,9 @@ def judge(
                 continue
             if chosen_eager(node, eager_ops):
                 verdicts[node] = Verdict(node.name, str(node.target), False, "the setting eager_ops", source_line(node))
+            elif STAYS_EAGER in node.meta:
+                reason = node.meta[STAYS_EAGER]
+                verdicts[node] = Verdict(node.name, str(node.target), False, reason, source_line(node))
             else:
                 verdicts[node] = dry_run.verdict(node, strict=strict)
             dry_run.symbols.update(node_symbols(node))
