@@ -32,8 +32,8 @@ def profile_of(converted: ConvertedNetwork, ranges: Mapping[sympy.Symbol, Range]
     """
     profile: Profile = {}
     for binding in converted.inputs:
-        dims = binding.shape if not binding.size else (binding.value,)
-        spans = [dim_range(dims[axis], ranges) for axis in (binding.order if not binding.size else (0,))]
+        dims = [binding.shape[axis] for axis in binding.order] if not binding.size else [binding.value]
+        spans = [dim_range(dim, ranges, signed=binding.size) for dim in dims]
         profile[binding.name] = (tuple(s.min for s in spans), tuple(s.opt for s in spans), tuple(s.max for s in spans))
     return profile
 

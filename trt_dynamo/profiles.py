@@ -102,13 +102,15 @@ def finite(bound: Any, otherwise: int) -> int:
     )
 
 
-def dim_range(dim: Dim, ranges: Mapping[sympy.Symbol, Range]) -> Range:
-    """The range of a derived dim such as `2*s0 + 1`, from the ranges of its symbols."""
+def dim_range(dim: Dim, ranges: Mapping[sympy.Symbol, Range], *, signed: bool = False) -> Range:
+    """The range of a derived dim such as `2*s0 + 1`, from the ranges of its symbols; `signed`, of a number that may be
+    less than 0, as no dim is.
+    """
     if isinstance(dim, int):
         return Range(dim, dim, dim)
     bounds = bound_sympy(dim, {s: ValueRanges(r.min, r.max) for s, r in ranges.items() if s in dim.free_symbols})
     opt = int(dim.xreplace({s: sympy.Integer(ranges[s].opt) for s in dim.free_symbols}))
-    lower = max(0, finite(bounds.lower, 0))
+    lower = finite(bounds.lower, 0) if signed else max(0, finite(bounds.lower, 0))
     upper = max(finite(bounds.upper, max(opt, 1) * GROWTH), lower)
     return Range(lower, min(max(opt, lower), upper), upper)
 
@@ -154,7 +156,7 @@ def grown(ranges: Mapping[sympy.Symbol, Range], sizes: Mapping[sympy.Symbol, int
         old = ranges.get(symbol)
         if old is None or size in old:
             continue
-        lower = old.min if size >= old.min else min(size, old.min // GROWTH)
+        lower = old.min if size >= old.min else min(size, old.min // GROWTH, old.min * GROWTH)
         upper = old.max if size <= old.max else max(size, old.max * GROWTH)
         result[symbol] = Range(lower, max(old.opt, size), upper)
     return result

@@ -139,6 +139,8 @@ def normalization(layer: Layer) -> Run:
     def run(x: Tensor, factor: Tensor, bias: Tensor) -> Tensor:
         y = x if whole else x.unflatten(1, (groups, -1))
         over = axes if whole else list(range(2, y.dim()))
+        if y.numel() == 0:  # which torch warns of
+            return x.clone()
         variance, mean = torch.var_mean(y, over, correction=0, keepdim=True)
         normal = ((y - mean) * torch.rsqrt(variance + epsilon)).reshape(x.shape)
         return normal * per_channel(factor, x, groups) + per_channel(bias, x, groups)
