@@ -138,8 +138,9 @@ class Arithmetic(Arrangement):
     def reduce(self, op: str, x: Tensor, dims: Sequence[int] | None = None, keepdim: bool = False) -> Tensor:
         """An `IReduceLayer` over `dims` (all when None or empty). `op` is a name of `ReduceOperation`."""
         axes = sorted({d % x.ndim for d in dims}) if dims and x.ndim else list(range(x.ndim))
-        if not axes:
-            return x
+        if all(x.shape[axis] == 1 for axis in axes):
+            # Nothing to combine. RTX 1.7's builder takes endless time for some networks with such a layer.
+            return x if keepdim else self.squeeze(x, axes)
         dtype = x.dtype
         if dtype is torch.bool:
             x = self.cast(x, torch.int32)
@@ -155,6 +156,9 @@ class Arithmetic(Arrangement):
             rank = x.ndim
             wide = self.reshape(x, (1, *x.shape) if rank else (1, 1))
             return self.reshape(self.softmax(wide, 1), x.shape)
+        if x.shape[dim] == 1:
+            # 1, or NaN of what is no finite number. RTX 1.7's builder takes endless time for some such layers.
+            return self.unary("EXP", self.elementwise("SUB", x, x))
         layer = self.made(self.raw.add_softmax(x.raw))
         layer.axes = 1 << (dim % x.ndim)
         return self.out(layer, shape=x.shape, dtype=x.dtype)

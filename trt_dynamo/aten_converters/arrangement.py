@@ -200,7 +200,7 @@ class Arrangement:
     ) -> Tensor:
         """An `ISliceLayer`: `size[i]` elements from `start[i]` on, `stride[i]` apart. `mode`: a `SampleMode`'s name."""
         shape = tuple(size)
-        axes = [i for i in range(x.ndim) if start[i] != 0 or stride[i] != 1 or size[i] != x.shape[i]]
+        axes = [i for i in range(x.ndim) if start[i] != 0 or size[i] != x.shape[i] or (stride[i] != 1 and size[i] != 1)]
         if not axes:
             return x
         # The layer is told of the cut dims only, so that a symbolic one that stays whole costs no arithmetic.
@@ -298,6 +298,8 @@ class Arrangement:
 
     def running_sum(self, x: Tensor, axis: int) -> Tensor:
         """The sum of the elements up to each, along `axis`."""
+        if x.shape[axis] == 1:
+            return x
         if not has("add_cumulative"):
             raise Unsupported("running sums: this TensorRT has no such layer")
         place = self.constant(torch.tensor(axis))
