@@ -13,6 +13,7 @@ from torch._decomp import core_aten_decompositions, get_decompositions
 from torch._ops import OpOverload
 
 from trt_dynamo.aten_converters.registry import CONVERTERS
+from trt_dynamo.lowering.fast_paths import encoder_layer, multi_head_attention
 
 aten = torch.ops.aten
 
@@ -54,7 +55,11 @@ def native_batch_norm(
 
 
 # Ours, in the place of torch's.
-OWN: dict[OpOverload, Callable[..., Any]] = {aten.native_batch_norm.default: native_batch_norm}
+OWN: dict[OpOverload, Callable[..., Any]] = {
+    aten.native_batch_norm.default: native_batch_norm,
+    aten._native_multi_head_attention.default: multi_head_attention,
+    aten._transformer_encoder_layer_fwd.default: encoder_layer,
+}
 
 
 @functools.cache
