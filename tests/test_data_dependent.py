@@ -15,6 +15,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch.fx.experimental.symbolic_shapes import ShapeEnv
+from torch.utils._pytree import tree_map_only
 
 from tests.compiled import assert_same, compiled
 from trt_dynamo import backend
@@ -25,11 +26,14 @@ from trt_dynamo.profiles import Range, grown_for, range_of
 from trt_dynamo.reference import ReferenceEngine
 from trt_dynamo.reports import report
 from trt_dynamo.runtime.results import found_result
-from trt_dynamo.settings import Settings
 from trt_dynamo.testing import check, refused
 
 CPU = torch.device("cpu")
-CAPTURE = {"capture_scalar_outputs": True, "capture_dynamic_output_shape_ops": True}
+
+
+def capturing(yes: bool = True) -> Any:
+    """Whether Dynamo takes ops with such results into its graphs, while it is entered."""
+    return torch._dynamo.config.patch(capture_scalar_outputs=yes, capture_dynamic_output_shape_ops=yes)
 
 
 def has_nonzero(network: Any) -> bool:
@@ -58,7 +62,7 @@ def flavor(request: pytest.FixtureRequest) -> str:
 def captured(request: pytest.FixtureRequest) -> Iterator[bool]:
     """Whether Dynamo captures ops with such results, or ends the graph at them, as it does by default."""
     yes = request.param == "captured"
-    with torch._dynamo.config.patch(**dict.fromkeys(CAPTURE, yes)):
+    with capturing(yes):
         yield yes
 
 
@@ -206,7 +210,7 @@ def test_eager_does_nothing_but_the_search(name: str) -> None:
 def explain_captured(model: Model) -> dict[str, str]:
     from trt_dynamo import explain
 
-    with torch._dynamo.config.patch(**CAPTURE), torch.no_grad():
+    with capturing(), torch.no_grad():
         told = explain(model.function, *model.arguments(0), options={"min_segment_nodes": 1})
     return {f"{v.node} {v.target}": v.reason for v in told.eager}
 
@@ -359,7 +363,7 @@ def test_any_number_can_be_found(flavor: str) -> None:
 
     sizes = [3, 7, 0, 300, 2, 5000, 4999, 40000, 1]
     fast = compiled(f, dynamic=True)
-    with torch.no_grad(), torch._dynamo.config.patch(**CAPTURE):
+    with torch.no_grad(), capturing():
         for size in sizes:
             x = torch.cat([torch.ones(size), -torch.ones(5)])
             assert_same(fast(x), f(x))
@@ -392,7 +396,7 @@ def test_a_check_of_the_user_is_kept(flavor: str) -> None:
         return found.exp() * 2
 
     fast = compiled(f)
-    with torch.no_grad(), torch._dynamo.config.patch(**CAPTURE):
+    with torch.no_grad(), capturing():
         x = torch.tensor([1.0, -1.0, 2.0, -3.0, -2.0, -1.0])
         assert_same(fast(x), f(x))
         with pytest.raises(RuntimeError, match="u0 <= 4"):
@@ -405,7 +409,7 @@ def test_a_size_that_leaves_as_a_number(flavor: str) -> None:
         return found + 1, found.shape[0], torch.zeros(found.shape[0] + 2, 3) + 1
 
     fast = compiled(f)
-    with torch.no_grad(), torch._dynamo.config.patch(**CAPTURE):
+    with torch.no_grad(), capturing():
         for x in (R(9), R(9), -R(9).abs()):
             assert_same(fast(x), f(x))
 
@@ -415,7 +419,7 @@ def test_a_size_that_leaves_as_a_number(flavor: str) -> None:
 
 def test_results_do_not_share_memory_with_later_ones(full: None) -> None:
     fast = compiled(lambda x: (x[x > 0] * 2, x.sum() + 1))
-    with torch.no_grad(), torch._dynamo.config.patch(**CAPTURE):
+    with torch.no_grad(), capturing():
         given = [R(50) for _ in range(5)]
         results = [fast(x)[0] for x in given]
     for x, result in zip(given, results, strict=True):
@@ -454,6 +458,51 @@ def test_the_stand_in_knows_the_most_that_can_be_found() -> None:
     assert context.get_max_output_size("x") == -1
 
 
-def test_the_settings_know_no_flavor_of_their_own() -> None:
-    """The probe follows what is installed: nothing else says that an engine may hold NonZero."""
-    assert not any("nonzero" in field.name for field in dataclasses.fields(Settings))
+# -- on a GPU ----------------------------------------------------------------------------------------------------------
+
+on_gpu = [pytest.mark.cuda, pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")]
+
+
+def moved(value: Any) -> Any:
+    return tree_map_only(torch.Tensor, lambda x: x.cuda(), value)
+
+
+class TestOnTheDevice:
+    pytestmark = on_gpu
+
+    @pytest.mark.parametrize(
+        "name", ["detector", "masked_loss", "experts", "packed_attention", "written_back", "parts"]
+    )
+    def test_a_model_equals_eager(self, name: str, flavor: str) -> None:
+        model = MODELS[name]
+        fast = compiled(model.function)
+        with torch.no_grad(), capturing():
+            for i in range(len(COUNTS)):
+                arguments = moved(model.arguments(i))
+                assert_same(fast(*arguments), model.function(*arguments))
+        assert report()["eager_calls"] == 0
+
+    def test_memory_that_was_found_belongs_to_the_caller(self, full: None) -> None:
+        """On the default stream, where a stream of ours writes it, and on others, while memory comes and goes."""
+
+        def f(x: torch.Tensor) -> Any:
+            found = x[x > 0]
+            return found * 2, found.exp().cumsum(0)
+
+        fast = compiled(f)
+        streams = [torch.cuda.default_stream(), *(torch.cuda.Stream() for _ in range(2))]
+        with torch.no_grad(), capturing():
+            fast(R(4000, device="cuda"))
+            for _ in range(20):
+                results = []
+                for stream in streams:
+                    stream.wait_stream(torch.cuda.default_stream())
+                    with torch.cuda.stream(stream):
+                        x = R(4000, device="cuda")
+                        results.append((fast(x), f(x)))
+                        del x
+                        R(4000, device="cuda").mul_(3)
+                torch.cuda.synchronize()
+                for ours, eager in results:
+                    assert_same(ours, eager)
+        assert report()["eager_calls"] == 0

@@ -44,7 +44,8 @@ class DryRun:
         self.module = module
         self.weights = weights
         self.pages: mmap.mmap | bytes = b""
-        self.symbols: set[sympy.Symbol] = set()  # in the values of the nodes so far
+        self.symbols: dict[Node, list[sympy.Symbol]] = {}  # in the value of each node so far
+        self.known: set[sympy.Symbol] = set()  # all of these
         self.start()
 
     def start(self) -> None:
@@ -93,13 +94,21 @@ class DryRun:
             self.start()
         return Verdict(node.name, str(node.target), not reason, reason, source_line(node))
 
+    def note(self, node: Node) -> None:
+        """Remembers the symbols in the node's value, for the nodes to come."""
+        self.symbols[node] = node_symbols(node)
+        self.known.update(self.symbols[node])
+
     def declare_sizes(self, node: Node) -> None:
         """A size that no tensor tells comes in as a host shape tensor; in the dry run all of them may, and what only a
         tensor tells that a fresh network has not seen.
         """
         net = self.walker.net
-        for symbol in node_symbols(node, *node.all_input_nodes):
-            if symbol in self.symbols:
+        own = node_symbols(node)
+        for symbol in {
+            s: None for symbols in (own, *map(self.symbols.get, node.all_input_nodes)) for s in symbols or ()
+        }:
+            if symbol in self.known:
                 net.sizes.declare_value(symbol, functools.partial(size_input, net, f"value_of_{symbol}"))
         for argument in node.all_input_nodes:
             value = argument.meta.get("val")
@@ -107,9 +116,9 @@ class DryRun:
                 net.sizes.declare_value(dim_of(value), functools.partial(size_input, net, argument.name))
 
 
-def node_symbols(*nodes: Node) -> list[sympy.Symbol]:
-    """The symbols in the values of nodes."""
-    return symbols_of(value for node in nodes for value in pytree.tree_leaves(node.meta.get("val")))
+def node_symbols(node: Node) -> list[sympy.Symbol]:
+    """The symbols in the value of a node."""
+    return symbols_of(pytree.tree_leaves(node.meta.get("val")))
 
 
 def size_input(net: Network, name: str) -> trt.ITensor:
@@ -126,7 +135,7 @@ def judge(
         scalars = host_scalars(module, weights)
         for node in module.graph.nodes:
             if node.op != "call_function" or not makes_tensors(node) or node in scalars:
-                dry_run.symbols.update(node_symbols(node))
+                dry_run.note(node)
                 continue
             if chosen_eager(node, eager_ops):
                 verdicts[node] = Verdict(node.name, str(node.target), False, "the setting eager_ops", source_line(node))
@@ -135,7 +144,7 @@ def judge(
                 verdicts[node] = Verdict(node.name, str(node.target), False, reason, source_line(node))
             else:
                 verdicts[node] = dry_run.verdict(node, strict=strict)
-            dry_run.symbols.update(node_symbols(node))
+            dry_run.note(node)
     return verdicts
 
 
