@@ -34,7 +34,7 @@ def empty_strided(net: Network, size: Sequence[Dim], strides: object, *, dtype: 
     return net.full(net.result_shape(), 0, net.result_dtype())
 
 
-@converter(aten.scalar_tensor.default)
+@converter(aten.scalar_tensor.default, torch.ops.prims.scalar_tensor.default)
 def scalar_tensor(net: Network, value: Dim | float, *, dtype: torch.dtype | None = None) -> Tensor:
     return net.operand(value, net.result_dtype())
 

@@ -84,21 +84,27 @@ for targets, (op, kind) in BINARY.items():
 
 @converter(aten.add.Tensor, aten.add.Scalar)
 def add(net: Network, a: Number, b: Number, *, alpha: float = 1) -> Tensor:
-    return net.elementwise("SUM", a, scaled(net, b, alpha))
+    return with_factor(net, "SUM", a, b, alpha)
 
 
 @converter(aten.sub.Tensor, aten.sub.Scalar)
 def sub(net: Network, a: Number, b: Number, *, alpha: float = 1) -> Tensor:
-    return net.elementwise("SUB", a, scaled(net, b, alpha))
+    return with_factor(net, "SUB", a, b, alpha)
 
 
 @converter(aten.rsub.Tensor, aten.rsub.Scalar)
 def rsub(net: Network, a: Number, b: Number, *, alpha: float = 1) -> Tensor:
-    return net.elementwise("SUB", b, scaled(net, a, alpha))
+    return with_factor(net, "SUB", b, a, alpha)
 
 
-def scaled(net: Network, x: Number, factor: float | sympy.Expr) -> Number:
-    return x if factor == 1 else net.elementwise("PROD", x, factor)
+def with_factor(net: Network, op: str, a: Number, b: Number, factor: float | sympy.Expr) -> Tensor:
+    """`a` and `factor * b` combined, all in the dtype of both: a small integer would wrap before it is promoted."""
+    if factor == 1:
+        return net.elementwise(op, a, b)
+    left, right = net.promote(a, b)
+    dtype = left.dtype
+    scaled = net.elementwise("PROD", net.wide(right), net.operand(factor, net.wide(right).dtype))
+    return net.cast(net.elementwise(op, net.wide(left), scaled), dtype)
 
 
 @converter(aten.sign.default, aten.sgn.default)

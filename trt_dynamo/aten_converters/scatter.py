@@ -141,11 +141,29 @@ def add_rows(net: Network, x: Tensor, rows: Tensor, values: Tensor) -> Tensor:
     hits = net.elementwise("EQUAL", flat, net.linspace((places, 1), 0, (1, 0)))
     source, target = net.reshape(values, (writes, rest)), net.reshape(x, (places, rest))
     if x.is_float:
-        brought = net.matmul(net.cast(hits, torch.float32), net.cast(source, torch.float32))
+        brought = chosen_sum(net, net.cast(hits, torch.float32), net.cast(source, torch.float32))
         added = net.cast(net.elementwise("SUM", net.cast(target, torch.float32), brought), x.dtype)
     else:
         added = combine(net, target, net.unsqueeze(hits, [2]), net.unsqueeze(source, [0]), 1, "sum", True)
     return net.reshape(added, x.shape)
+
+
+def chosen_sum(net: Network, members: Tensor, rows: Tensor) -> Tensor:
+    """`members @ rows` for members of 0 and 1, where 0 times an infinity or NaN is 0: these are counted apart."""
+    unknown = net.unary("ISNAN", rows)
+    above, below = (net.elementwise(op, rows, 0.0) for op in ("GREATER", "LESS"))
+    infinite = net.unary("ISINF", rows)
+    finite = net.where(net.elementwise("OR", unknown, infinite), 0.0, rows)
+    # NaN is a sum of both infinities.
+    marks = [
+        net.cast(net.elementwise("OR", unknown, net.elementwise("AND", infinite, side)), torch.float32)
+        for side in (above, below)
+    ]
+    width = rows.shape[1]
+    found = net.matmul(members, net.cat([finite, *marks], 1))
+    total, plus, minus = (net.narrow(found, 1, i * width, width) for i in range(3))
+    total = net.where(net.elementwise("GREATER", plus, 0.0), net.elementwise("SUM", total, math.inf), total)
+    return net.where(net.elementwise("GREATER", minus, 0.0), net.elementwise("SUM", total, -math.inf), total)
 
 
 def linear(net: Network, rows: Tensor, sizes: Sequence[Dim]) -> Tensor:
@@ -189,7 +207,7 @@ def embedding_bag(
         return result, None, None, None
     refuse_large(net, shape[0] * count)
     members = net.cast(inside, torch.float32)
-    result = net.matmul(members, net.cast(rows, torch.float32))
+    result = chosen_sum(net, members, net.cast(rows, torch.float32))
     if BAG_MODES[mode] == "mean":
         result = net.elementwise(
             "DIV", result, net.elementwise("MAX", net.reduce("SUM", members, [1], keepdim=True), 1.0)

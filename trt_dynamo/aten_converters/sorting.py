@@ -88,11 +88,13 @@ def by_rank(net: Network, x: Tensor, axis: int, descending: bool) -> tuple[Tenso
     op = "GREATER" if descending else "LESS"
     earlier = net.elementwise("LESS", net.linspace((1, size), 0, (0, 1)), net.linspace((size, 1), 0, (1, 0)))
     earlier = net.reshape(earlier, [*[1] * axis, size, size, *[1] * (x.ndim - axis - 1)])
-    before = net.elementwise(
-        "OR",
-        net.elementwise(op, ahead, behind),
-        net.elementwise("AND", net.elementwise("EQUAL", ahead, behind), earlier),
-    )
+    wins, same = net.elementwise(op, ahead, behind), net.elementwise("EQUAL", ahead, behind)
+    if x.is_float:
+        # NaN counts as the greatest, and one as the other.
+        last, first = (net.unary("ISNAN", side) for side in ((ahead, behind) if descending else (behind, ahead)))
+        wins = net.elementwise("OR", wins, net.elementwise("AND", last, net.logical_not(first)))
+        same = net.elementwise("OR", same, net.elementwise("AND", last, first))
+    before = net.elementwise("OR", wins, net.elementwise("AND", same, earlier))
     rank = net.reduce("SUM", net.cast(before, torch.int64), [axis + 1])
     steps = [1 if i == axis else 0 for i in range(x.ndim)]
     places = net.linspace(x.shape, 0, steps)
@@ -122,6 +124,8 @@ def median_dim(net: Network, x: Tensor, dim: int, keepdim: bool = False) -> tupl
 @converter(aten.median.default)
 def median(net: Network, x: Tensor) -> Tensor:
     count = product(x.shape)
+    if count == 0:
+        return net.full((), math.nan if x.is_float else torch.iinfo(x.dtype).min, x.dtype)
     values, _ = kthvalue(net, net.reshape(x, (count,)), floordiv(count + 1, 2))
     return keep_nan(net, x, values, range(x.ndim), False)
 
