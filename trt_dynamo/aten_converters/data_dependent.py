@@ -23,6 +23,9 @@ aten = torch.ops.aten
 
 MASKS = (torch.bool, torch.uint8)
 
+FULL_TENSORRT_ONLY = (aten.nonzero.default, aten.nonzero_numpy.default, aten.masked_select.default)
+NO_ENGINE = "the size of its result depends on data, for which TensorRT-RTX has no engine"
+
 
 def flat(net: Network, x: Tensor) -> Tensor:
     return net.reshape(x, (product(x.shape),))
@@ -35,7 +38,7 @@ def true_places(net: Network, mask: Tensor) -> Tensor:
         Unsupported: TensorRT-RTX, which builds no engine with the layer.
     """
     if not tensorrt.has_data_dependent_sizes():
-        raise Unsupported("the size of its result depends on data, for which TensorRT-RTX has no engine")
+        raise Unsupported(NO_ENGINE)
     found = net.places.get(mask.raw.name)
     if found is None:
         layer = net.raw.add_non_zero(net.cast(mask, torch.bool).raw)

@@ -24,8 +24,7 @@ LEFT = {
         special_laguerre_* special_legendre_*""",
     "it takes the bits of floats apart, for which TensorRT has no layer": "frexp nextafter hash_tensor",
     "the size of its result depends on the values of its input": """
-        nonzero masked_select _unique _unique2 unique_consecutive unique_dim bincount repeat_interleave histogram
-        _histogramdd* nonzero_numpy""",
+        _unique _unique2 unique_consecutive unique_dim bincount repeat_interleave histogram _histogramdd*""",
     "its value goes to Python, so the graph has to stop for it": "_local_scalar_dense item equal allclose is_nonzero",
     "it belongs to a training step, which runs in eager": "*_backward *_backward_data *_backward_input",
     "sparse and nested tensors have no place in TensorRT": "segment_reduce _sparse_* sparse_* _nested_* to_sparse*",

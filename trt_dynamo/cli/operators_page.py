@@ -9,8 +9,10 @@ import torch
 from torch._ops import OpOverload
 
 from trt_dynamo.aten_converters import CONVERTERS
+from trt_dynamo.aten_converters.data_dependent import FULL_TENSORRT_ONLY, NO_ENGINE
 from trt_dynamo.aten_converters.left_to_eager import LEFT, RANDOM, why_none
 from trt_dynamo.lowering.decompositions import torch_table
+from trt_dynamo.lowering.pairs import RULES
 
 HEAD = """\
 <!-- Made by `make docs`, that is `python -m trt_dynamo ops --markdown`. -->
@@ -30,11 +32,11 @@ torch {version} tags {total} overloads as core:
 | | overloads |
 | --- | --- |
 | with a converter | {converter} |
-| taken apart, or made free of mutation, before conversion | {decomposed} |
+| taken apart, made arithmetic of reals, or freed of mutation before conversion | {decomposed} |
 | sizes: computed by Python, or from the shapes of the network's inputs | {size} |
 | in eager | {eager} |
 
-These stay in eager:
+These stay in eager, all of them or on one of the two TensorRTs:
 
 | overload | TensorRT | TensorRT for RTX |
 | --- | --- | --- |
@@ -87,7 +89,7 @@ def way_of(op: OpOverload) -> str:
         return "size"
     # AOTAutograd makes `x.op(out=y)` of `op` and a copy.
     functional = op._overloadname == "out" and op.overloadpacket.default in CONVERTERS
-    return "decomposed" if op in torch_table() or functional else "eager"
+    return "decomposed" if op in torch_table() or op in RULES or functional else "eager"
 
 
 def table(rows: Sequence[Sequence[str]]) -> str:
@@ -100,6 +102,7 @@ def operators_page() -> str:
     counts = {way: list(ways.values()).count(way) for way in ("converter", "decomposed", "size", "eager")}
     version = ".".join(torch.__version__.split(".")[:2])
     eager = [(f"`{op}`", why_none(op), "the same") for op, way in ways.items() if way == "eager"]
+    eager += [(f"`{op}`", "a converter", NO_ENGINE) for op in ways if op in FULL_TENSORRT_ONLY]
     left = [(", ".join(f"`{name}`" for name in sorted(names.split())), reason) for reason, names in LEFT.items()]
     left.append(("random numbers", RANDOM))
     return (
