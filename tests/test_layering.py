@@ -23,6 +23,7 @@ ALLOWED: dict[str, set[str]] = {
     "trt": {"errors", "settings"},
     "log": {"trt"},
     "reports": set(),
+    "host_scalars": set(),
     "registration": {"settings"},
     # ops of ours that lowering puts into a graph and converters know
     "operators": set(),
@@ -32,12 +33,12 @@ ALLOWED: dict[str, set[str]] = {
     "weights": BASE,
     "training": BASE,
     "aten_converters": BASE | {"profiles", "operators"},
-    "lowering": BASE | {"profiles", "operators"},
+    "lowering": BASE | {"profiles", "operators", "host_scalars"},
     "lowering.decompositions": BASE | {"profiles", "operators", "aten_converters"},
-    "lowering.complex_numbers": BASE | {"profiles", "aten_converters"},
+    "lowering.rewriting": BASE | {"aten_converters"},
     "lowering.recording": BASE | {"profiles", "aten_converters"},
     # a node's verdict is its converter's own dry run
-    "partition": BASE | {"profiles", "aten_converters"},
+    "partition": BASE | {"profiles", "aten_converters", "host_scalars"},
     "cache": BASE | {"profiles"},
     # it takes a ConvertedNetwork
     "build": BASE | {"profiles", "progress", "aten_converters"},

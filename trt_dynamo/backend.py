@@ -63,7 +63,7 @@ def tensorrt(module: GraphModule, inputs: Sequence[Any], **keywords: Any) -> Cal
             return train(module, inputs, settings)
         if reason is not None:
             return module.forward
-        return lower(module, inputs, functools.partial(compile_lowered, settings=settings))
+        return lower(module, inputs, functools.partial(compile_lowered, settings=settings), settings)
     except (RestartAnalysis, SkipFrame):  # Dynamo's own way of asking for another go
         raise
     except Exception as error:  # whatever it is, the user's model runs: Dynamo's graph is as it was

@@ -98,7 +98,7 @@ def explain(
     @keeps_lengths
     def backend(module: GraphModule, inputs: Sequence[Any]) -> Callable[..., Any]:
         try:
-            return lower(module, inputs, look)
+            return lower(module, inputs, look, settings)
         except (RestartAnalysis, SkipFrame):  # Dynamo's own way of asking for another go
             raise
         except Exception as error:  # noqa: BLE001  the report must say it; the model still runs

@@ -34,6 +34,7 @@ Rebuild = Literal["background", "sync", "never"]
 Compile = Literal["sync", "background"]
 CacheMode = Literal["on", "readonly", "refresh", "off"]
 Training = Literal["eager", "inductor"]
+Float64 = Literal["eager", "float32"]
 Progress = Literal["auto", "on", "off"]
 
 YES, NO = ("1", "true", "yes", "on"), ("0", "false", "no", "off")
@@ -83,6 +84,11 @@ class Settings:
         "ATen ops to keep in eager, for example `aten.gelu,aten.addmm.default`",
         item=r"\w+\.\w+(\.\w+)?",
         example="aten.gelu or aten.gelu.default",
+    )
+    float64: Float64 = setting(
+        "eager",
+        "what becomes of float64, which TensorRT lacks: `eager` leaves it to PyTorch, `float32` computes it in float32 "
+        "and casts the results back",
     )
     strict: bool = setting(
         False, "raise what would otherwise fall back to eager because of an error of ours or TensorRT's"

@@ -42,7 +42,9 @@ class Checked:
         return sum(network.network.raw.num_layers for network in self.networks)
 
 
-def trace(function: Callable[..., Any], args: Sequence[Any], *, dynamic: bool = False) -> GraphModule:
+def trace(
+    function: Callable[..., Any], args: Sequence[Any], *, dynamic: bool = False, settings: Settings | None = None
+) -> GraphModule:
     """The functional ATen graph of a call, decomposed as the backend decomposes it. `dynamic`: every dim is a
     symbol.
     """
@@ -61,7 +63,7 @@ def trace(function: Callable[..., Any], args: Sequence[Any], *, dynamic: bool = 
             if not any(mutates(node) for node in module.graph.nodes):
                 break
         drop_input_writes(module)
-    return run_passes(module)
+    return run_passes(module, settings or Settings())
 
 
 def drop_input_writes(module: GraphModule) -> None:
@@ -99,7 +101,7 @@ def check(
         AssertionError: the results differ. ConversionError, BuildError: as their docstrings say.
     """
     settings = settings or Settings(min_segment_nodes=0, strict=True)
-    module = trace(function, copied(args), dynamic=dynamic)
+    module = trace(function, copied(args), dynamic=dynamic, settings=settings)
     with unset_fake_temporarily():
         parts = partition(module, {}, settings)
     refused = [v for v in parts.verdicts if not v.ok and v.target not in BORDER]

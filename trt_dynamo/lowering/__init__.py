@@ -20,6 +20,7 @@ from torch.fx import GraphModule
 from trt_dynamo.lowering.decompositions import decompositions
 from trt_dynamo.lowering.passes import run_passes
 from trt_dynamo.lowering.whole import keep_whole
+from trt_dynamo.settings import Settings
 
 log = logging.getLogger(__name__)
 
@@ -36,7 +37,10 @@ class Lowered:
 
 
 def lower(
-    module: GraphModule, inputs: Sequence[Any], compile: Callable[[Lowered], Callable[..., Any]]
+    module: GraphModule,
+    inputs: Sequence[Any],
+    compile: Callable[[Lowered], Callable[..., Any]],
+    settings: Settings,
 ) -> Callable[..., Any]:
     """The callable that Dynamo gets: AOTAutograd's wrapper (which writes mutations back) around what `compile`
     makes.
@@ -49,7 +53,7 @@ def lower(
 
     def inference(lowered: GraphModule, _: Sequence[Any]) -> Callable[..., Any]:
         weights = static_weights(lowered, inputs, static)
-        run_passes(lowered)
+        run_passes(lowered, settings)
         known = {i: names[i] for i in weights if i < len(names)}
         return make_boxed_func(compile(Lowered(lowered, weights, known)))
 

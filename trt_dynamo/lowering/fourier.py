@@ -104,6 +104,12 @@ def length_of(x: torch.Tensor, dim: int) -> int:
     return n
 
 
+def product(rows: torch.Tensor, table: torch.Tensor) -> torch.Tensor:
+    """Each row times the table; a single row without torch's own way, which writes."""
+    result: torch.Tensor = rows @ table if rows.ndim > 1 else (rows.unsqueeze(0) @ table).squeeze(0)
+    return result
+
+
 def transform(x: Pair, dim: int, sign: int, scale: float) -> Pair:
     """The transform along a dim (counted from the front)."""
     n = length_of(x.value, dim)
@@ -115,9 +121,8 @@ def last_transformed(value: torch.Tensor, n: int, sign: int, scale: float) -> to
     """The transform of pairs along the dim before that of the parts."""
     found = factors(n)
     if found is None:
-        flat: torch.Tensor = value.flatten(-2) @ complex_table(n, sign, scale, value.device)
-        result: torch.Tensor = flat.unflatten(-1, (n, 2))
-        return result
+        flat = product(value.flatten(-2), complex_table(n, sign, scale, value.device))
+        return torch.unflatten(flat, -1, (n, 2))
     n1, n2 = found
     columns = value.unflatten(-2, (n1, n2)).movedim(-3, -2)
     return joined(last_transformed(columns, n1, sign, scale), n1, n2, sign)
@@ -136,10 +141,11 @@ def real_transformed(x: torch.Tensor, dim: int, count: int, scale: float) -> Pai
     value = x.movedim(dim, -1)
     found = factors(n)
     if found is None:
-        flat = value @ real_table(n, count, FORWARD, scale, value.device)
+        flat = product(value, real_table(n, count, FORWARD, scale, value.device))
         return Pair(flat.unflatten(-1, (count, 2)).movedim(-2, dim))
     n1, n2 = found
-    columns = value.unflatten(-1, (n1, n2)).transpose(-1, -2) @ real_table(n1, n1, FORWARD, scale, value.device)
+    columns = value.unflatten(-1, (n1, n2)).transpose(-1, -2)
+    columns = product(columns, real_table(n1, n1, FORWARD, scale, value.device))
     whole = joined(columns.unflatten(-1, (n1, 2)), n1, n2, FORWARD)
     return Pair(whole.narrow(-2, 0, count).movedim(-2, dim))
 
@@ -148,7 +154,7 @@ def to_reals(x: Pair, dim: int, n: int, scale: float) -> torch.Tensor:
     """The inverse transform of what is conjugate-symmetric and given by its first half."""
     value = x.value.movedim(dim, -2)
     if factors(n) is None:
-        return (value.flatten(-2) @ half_table(n, scale, value.device)).movedim(-1, dim)
+        return product(value.flatten(-2), half_table(n, scale, value.device)).movedim(-1, dim)
     mirrored = conj(Pair(value.narrow(-2, 1, (n - 1) // 2).flip(-2))).value
     whole = last_transformed(torch.cat([value, mirrored], -2), n, INVERSE, scale)
     return whole.select(-1, 0).movedim(-1, dim)

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import math
 import operator
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
 from torch.fx import Graph, GraphModule, Node
 
 from trt_dynamo.lowering.complex_numbers import complex_as_pairs
+from trt_dynamo.lowering.float64 import float64_as_float32
 from trt_dynamo.lowering.sizes import sizes_from_inputs
 from trt_dynamo.profiles import dim_of, symbols_of
+from trt_dynamo.settings import Settings
 
 aten = torch.ops.aten
 
@@ -67,17 +69,19 @@ def drop_dead(graph: Graph) -> None:
     graph.eliminate_dead_code()
 
 
-PASSES: tuple[Callable[[Graph], None], ...] = (
-    drop_noops,
-    complex_as_pairs,
-    drop_true_assertions,
-    sizes_from_inputs,
-    drop_dead,
-)
+def passes(settings: Settings) -> Iterator[Callable[[Graph], None]]:
+    """The passes, in order."""
+    yield drop_noops
+    if settings.float64 == "float32":
+        yield float64_as_float32
+    yield complex_as_pairs
+    yield drop_true_assertions
+    yield sizes_from_inputs
+    yield drop_dead
 
 
-def run_passes(module: GraphModule) -> GraphModule:
-    for function in PASSES:
-        function(module.graph)
+def run_passes(module: GraphModule, settings: Settings) -> GraphModule:
+    for change in passes(settings):
+        change(module.graph)
     module.recompile()
     return module

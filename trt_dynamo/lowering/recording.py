@@ -11,6 +11,7 @@ from typing import Any
 
 import sympy
 import torch
+from torch._dispatch.python import enable_python_dispatcher
 from torch._guards import detect_fake_mode
 from torch._ops import OpOverload
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
@@ -63,7 +64,7 @@ class Recorder(TorchDispatchMode):
     def at(self, origin: Node, before: Node | None = None) -> Iterator[None]:
         """Records what stands for `origin`, before it or before another node."""
         self.origin, self.before = origin, before or origin
-        with torch.no_grad(), self.mode, self:
+        with torch.no_grad(), enable_python_dispatcher(), self.mode, self:
             yield
 
     def track(self, node: Node) -> None:
@@ -114,7 +115,7 @@ class Recorder(TorchDispatchMode):
             name = f"constant_{len(self.constants)}"
             while hasattr(self.module, name):
                 name += "_"
-            setattr(self.module, name, value)
+            self.module.register_buffer(name, value)
             with self.graph.inserting_before(self.first):
                 node = self.graph.get_attr(name)
             node.meta["val"] = self.mode.from_tensor(value, static_shapes=True)
@@ -155,9 +156,9 @@ class Recorder(TorchDispatchMode):
         return self.sizes[expression]
 
 
-def like(value: torch.Tensor, wanted: torch.Tensor) -> torch.Tensor:
-    """The tensor with the dtype and strides of another, which may lack its last dims; copied only if need be."""
-    value = value.to(REAL_OF.get(wanted.dtype, wanted.dtype))
+def like(value: torch.Tensor, wanted: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+    """The tensor in a dtype, with the strides of another, which may lack its last dim; copied only if need be."""
+    value = value.to(dtype)
     inner = value.ndim - wanted.ndim
     if all(
         statically_known_true(size <= 1) or statically_known_true(have == want * (2 if inner else 1))
@@ -184,5 +185,5 @@ def run_again(node: Node, mode: FakeTensorMode) -> None:
     """States a node's value anew after its arguments changed."""
     function: Callable[..., Any] = node.target  # type: ignore[assignment]
     args, kwargs = torch.fx.map_arg((node.args, node.kwargs), lambda n: n.meta["val"])
-    with torch.no_grad(), mode:
+    with torch.no_grad(), enable_python_dispatcher(), mode:
         node.meta["val"] = function(*args, **kwargs)

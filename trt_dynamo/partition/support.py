@@ -19,6 +19,7 @@ from trt_dynamo.aten_converters.conversion import Walker, getattr_path, source_l
 from trt_dynamo.aten_converters.left_to_eager import STAYS_EAGER
 from trt_dynamo.aten_converters.network import Network, Tensor
 from trt_dynamo.errors import ConversionError, Unsupported
+from trt_dynamo.host_scalars import host_scalars
 from trt_dynamo.profiles import dim_of, symbols_of
 from trt_dynamo.trt import trt
 
@@ -132,7 +133,7 @@ def judge(
     verdicts: dict[Node, Verdict] = {}
     with tensorrt_log.collected():
         dry_run = DryRun(module, weights)
-        scalars = host_scalars(module, weights)
+        scalars = host_scalars(module.graph, weights)
         for node in module.graph.nodes:
             if node.op != "call_function" or not makes_tensors(node) or node in scalars:
                 dry_run.note(node)
@@ -146,24 +147,6 @@ def judge(
                 verdicts[node] = dry_run.verdict(node, strict=strict)
             dry_run.note(node)
     return verdicts
-
-
-def host_scalars(module: GraphModule, weights: Collection[Node]) -> set[Node]:
-    """Nodes that compute with Python floats, which Dynamo hands over as 0-D float64 tensors on the CPU; the host does
-    it for free.
-    """
-    found: set[Node] = set()
-    for node in module.graph.nodes:
-        value = node.meta.get("val")
-        if not isinstance(value, torch.Tensor) or value.ndim or value.device.type != "cpu" or node in weights:
-            continue
-        sources = [n for n in node.all_input_nodes if isinstance(n.meta.get("val"), torch.Tensor)]
-        if node.op == "placeholder" or not sources:
-            if value.dtype is torch.float64 and node.op != "get_attr":
-                found.add(node)
-        elif all(source in found for source in sources):
-            found.add(node)
-    return found
 
 
 def makes_tensors(node: Node) -> bool:
