@@ -15,6 +15,7 @@ import json
 import multiprocessing
 import re
 import sys
+import time
 import warnings
 from collections.abc import Iterable
 from pathlib import Path
@@ -52,11 +53,17 @@ def run_job(job: Job) -> tuple[Job, list[tuple[str, str]]]:
 Results = dict[str, dict[str, list[tuple[str, str]]]]
 
 
-def run_all(jobs: list[Job], processes: int) -> Results:
-    """The outcomes by run (`float32 static`) and op."""
+def run_all(jobs: list[Job], processes: int, seconds: float) -> Results:
+    """The outcomes by run (`float32 static`) and op, of those jobs that end in time."""
     results: Results = {f"{job.dtype} {job.mode}": {} for job in jobs}
     with multiprocessing.get_context("spawn").Pool(processes, maxtasksperchild=60) as pool:
-        for job, found in pool.imap_unordered(run_job, jobs):
+        found_jobs, end = pool.imap_unordered(run_job, jobs), time.monotonic() + seconds
+        for left in range(len(jobs), 0, -1):
+            try:
+                job, found = found_jobs.next(timeout=max(end - time.monotonic(), 0))
+            except multiprocessing.TimeoutError:
+                print(f"out of time: {left} of {len(jobs)} runs are missing", file=sys.stderr)
+                break
             if found:
                 results[f"{job.dtype} {job.mode}"][job.name] = found
     return {which: dict(sorted(by_op.items())) for which, by_op in results.items()}
@@ -130,6 +137,7 @@ def main() -> int:
     parser.add_argument("--shard", default="1/1", help="I/N: the I-th of N parts, counted from 1")
     parser.add_argument("--no-build", action="store_true", help="evaluate the networks without building plans")
     parser.add_argument("--jobs", type=int, default=2)
+    parser.add_argument("--seconds", type=float, default=1e6, help="ends with what is there by then")
     parser.add_argument("--json", type=Path, help="writes every outcome")
     parser.add_argument("--merge", type=Path, nargs="+", help="reads outcomes written by --json instead of running")
     parser.add_argument("--write", action="store_true", help="writes tests/op_expectations.json and the README's table")
@@ -155,7 +163,7 @@ def main() -> int:
             for mode in chosen.mode or MODES
         ]
         part, parts = (int(number) for number in chosen.shard.split("/"))
-        results = run_all(jobs[part - 1 :: parts], chosen.jobs)
+        results = run_all(jobs[part - 1 :: parts], chosen.jobs, chosen.seconds)
     show(results, quiet=chosen.quiet)
     if chosen.json:
         chosen.json.write_text(json.dumps(results, indent=1))
