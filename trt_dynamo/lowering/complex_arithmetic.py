@@ -245,6 +245,14 @@ def silu(x: Pair) -> Pair:
     return div(x, add(exp(Pair(-x.value)), 1.0))
 
 
+@rule(aten.sinc.default)
+def sinc(x: Pair) -> Pair:
+    turned = Pair(x.value * math.pi)
+    zero = absolute(x).unsqueeze(-1) == 0
+    one = full_pair(1.0, x).value
+    return Pair(torch.where(zero, one, div(sin(turned), turned).value))
+
+
 # -- choices ----------------------------------------------------------------------------------------------------------
 
 
@@ -345,6 +353,6 @@ def full_like(x: Operand, value: Number, *, dtype: Any = None, device: Any = Non
     return filled(lambda part: torch.full_like(like, part, dtype=real_dtype(dtype), device=device), value)  # type: ignore[arg-type]
 
 
-@rule(aten.empty.memory_format)
-def empty(size: Any, *, dtype: Any = None, device: Any = None, **_: Any) -> Pair:
+@rule(aten.empty.memory_format, aten.empty_permuted.default, aten.empty_strided.default)
+def empty(size: Any, *_order: Any, dtype: Any = None, device: Any = None, **_: Any) -> Pair:
     return Pair(torch.empty([*size, 2], dtype=real_dtype(dtype), device=device))

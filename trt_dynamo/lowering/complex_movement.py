@@ -68,7 +68,7 @@ def copy(x: Operand, source: Operand, *_: Any) -> Any:
     return Pair(value.expand(x.value.shape).clone())
 
 
-@rule(aten.split.Tensor, aten.split_with_sizes.default, aten.unsafe_split_with_sizes.default)
+@rule(aten.split.Tensor, aten.split_with_sizes.default, aten.unsafe_split.Tensor, aten.unsafe_split_with_sizes.default)
 def split(x: Pair, size: Any, dim: int = 0) -> list[Pair]:
     return [Pair(each) for each in torch.split(x.value, size if isinstance(size, int) else list(size), axis(x, dim))]
 

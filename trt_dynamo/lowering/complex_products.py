@@ -143,6 +143,11 @@ def std(x: Pair, dims: Any = None, *, correction: Any = None, keepdim: bool = Fa
     return var(x, dims, correction=correction, keepdim=keepdim).sqrt()
 
 
+@rule(aten.var_mean.correction)
+def var_mean(x: Pair, dims: Any = None, *, correction: Any = None, keepdim: bool = False) -> tuple[Any, Any]:
+    return var(x, dims, correction=correction, keepdim=keepdim), mean(x, dims, keepdim)
+
+
 @rule(aten.linalg_vector_norm.default)
 def vector_norm(x: Pair, ord: Any = 2, dims: Any = None, keepdim: bool = False, *, dtype: Any = None) -> torch.Tensor:
     norm: torch.Tensor = torch.linalg.vector_norm(absolute(x), ord, dims, keepdim, dtype=real_dtype(dtype))

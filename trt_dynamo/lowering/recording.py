@@ -157,18 +157,21 @@ class Recorder(TorchDispatchMode):
 
 
 def like(value: torch.Tensor, wanted: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
-    """The tensor in a dtype, with the strides of another, which may lack its last dim; copied only if need be."""
+    """The tensor in a dtype, with the strides of another, copied only if need be. It may have one dim more, for the
+    parts of complex numbers, which then lie side by side."""
     value = value.to(dtype)
-    inner = value.ndim - wanted.ndim
-    if all(
-        statically_known_true(size <= 1) or statically_known_true(have == want * (2 if inner else 1))
-        for size, have, want in zip(wanted.shape, value.stride(), wanted.stride(), strict=False)
-    ):
-        return value
+    width = 2 if value.ndim > wanted.ndim else 1
+    strides = list(zip(value.stride(), wanted.stride(), strict=False))
+    fits = all(
+        statically_known_true(size <= 1) or statically_known_true(have == want * width)
+        for size, (have, want) in zip(wanted.shape, strides, strict=True)
+    )
+    if width == 2:
+        fits = fits and value.stride(-1) == 1 and all(statically_known_true(have % 2 == 0) for have, _ in strides)
     order = memory_order(wanted)
-    if order is None:
+    if fits or (order is None and width == 1):
         return value
-    order = (*order, *range(wanted.ndim, value.ndim))
+    order = (*(order or range(wanted.ndim)), *range(wanted.ndim, value.ndim))
     copy = value.permute(order).clone(memory_format=torch.contiguous_format)
     return copy.permute([order.index(axis) for axis in range(len(order))])
 
