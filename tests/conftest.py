@@ -9,8 +9,15 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from hypothesis import HealthCheck, settings
 
 from trt_dynamo.settings import PREFIX
+
+# Always the same few examples; `pytest --hypothesis-profile=wide` looks further, elsewhere each time.
+SLOW = [HealthCheck.too_slow, HealthCheck.filter_too_much, HealthCheck.data_too_large]
+settings.register_profile("fixed", derandomize=True, deadline=None, max_examples=10, suppress_health_check=SLOW)
+settings.register_profile("wide", deadline=None, max_examples=1000, suppress_health_check=SLOW)
+settings.load_profile("fixed")
 
 
 @pytest.fixture(autouse=True)

@@ -169,11 +169,9 @@ class Network(Arithmetic):
         """A one-element constant of the rank, made once per network."""
         key = (type(value), repr(value), dtype, rank)
         if key not in self.scalars:
-            wrapped = (
-                torch.tensor(value, dtype=dtype)
-                if not isinstance(value, float) or dtype.is_floating_point
-                else torch.tensor(value).to(dtype)
-            )
+            # A number that the type cannot hold wraps, as torch casts it.
+            exact = torch.float64 if isinstance(value, float) else None
+            wrapped = torch.tensor(value, dtype=dtype if dtype.is_floating_point else exact).to(dtype)
             self.scalars[key] = self.constant(wrapped.reshape((1,) * rank))
         return self.scalars[key]
 
