@@ -68,6 +68,11 @@ class Arrangement:
         """Whether a symbolic size can be 0: torch gives a size of 0 that it sees a graph of its own."""
         return isinstance(dim, sympy.Expr) and self.shape_env() is not None and not self.backed(dim)
 
+    def refuse_empty(self, x: Tensor, axes: Sequence[int]) -> None:
+        """Raises `Unsupported` for a choice along dims that may turn out empty, where torch raises an error."""
+        if any(self.may_be_empty(x.shape[axis]) and not self.less(0, x.shape[axis]) for axis in axes):
+            raise Unsupported("a choice among elements whose number depends on data, perhaps none")
+
     def backed(self, dim: sympy.Expr) -> bool:
         """Whether torch had a number for each of its symbols while tracing."""
         return bool(dim.free_symbols <= self.shape_env().backed_var_to_val.keys())

@@ -87,10 +87,12 @@ def register_extreme(
 ) -> None:
     @converter(over)
     def extreme_over(net: Network, x: Tensor, dims: Dims = (), keepdim: bool = False) -> Tensor:
+        net.refuse_empty(x, axes_of(x, dims))
         return extreme_of(net, op, x, axes_of(x, dims), keepdim)
 
     @converter(total)
     def extreme_in_all(net: Network, x: Tensor) -> Tensor:
+        net.refuse_empty(x, axes_of(x, None))
         return extreme_of(net, op, x, axes_of(x, None))
 
     @converter(along)
@@ -98,6 +100,7 @@ def register_extreme(
         if x.ndim == 0:
             return x, net.scalar(0, torch.int64)
         axis = dim % x.ndim
+        net.refuse_empty(x, [axis])
         value = extreme_of(net, op, x, [axis], keepdim) if net.used[0] else None
         return value, place_of(net, op, x, axis, keepdim) if net.used[1] else None
 

@@ -106,6 +106,7 @@ def kthvalue(net: Network, x: Tensor, k: Dim, dim: int = -1, keepdim: bool = Fal
     if x.ndim == 0:
         return scalar(net, x)
     axis = dim % x.ndim
+    net.refuse_empty(x, [axis])
     values, places = top(net, x, k, axis, largest=False)
     last = [net.narrow(found, axis, k - 1, 1) for found in (values, places)]
     values, places = last if keepdim else (net.squeeze(found, [axis]) for found in last)
@@ -136,6 +137,7 @@ def nanmedian_dim(net: Network, x: Tensor, dim: int, keepdim: bool = False) -> t
     if not x.is_float or x.ndim == 0:
         return median_dim(net, x, dim, keepdim)
     axis = dim % x.ndim
+    net.refuse_empty(x, [axis])
     unknown = net.unary("ISNAN", x)
     values, places = sort(net, net.where(unknown, math.inf, x), axis)
     known = net.reduce("SUM", net.cast(net.logical_not(unknown), torch.int64), [axis], keepdim=True)
@@ -156,6 +158,7 @@ def mode(net: Network, x: Tensor, dim: int = -1, keepdim: bool = False) -> tuple
     if x.ndim == 0:
         return scalar(net, x)
     axis, size = dim % x.ndim, x.shape[dim]
+    net.refuse_empty(x, [axis])
     refuse_large(net, product(x.shape) * size)
     number = net.cast(x, torch.int32) if x.dtype is torch.bool else x
     same = net.elementwise("EQUAL", net.unsqueeze(number, [axis]), net.unsqueeze(number, [axis + 1]))

@@ -61,7 +61,7 @@ def found_at_most(tensor: Any, axis: Any) -> int | None:
     inherited = symbols_of(node.meta["val"] for node in tensor.all_input_nodes)
     if dim_of(tensor.meta["val"].shape[axis]) in inherited:
         return None
-    return math.prod(torch.broadcast_shapes(*shapes))
+    return int(math.prod(torch.broadcast_shapes(*shapes)))
 
 
 def drop_dead(graph: Graph) -> None:
