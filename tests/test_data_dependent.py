@@ -166,7 +166,7 @@ R = torch.randn
 COUNTS = [5, 2, 0, 9, 1]
 MODELS = {
     "detector": Model(detector, lambda i: (R(7, 16), R(16, 20) - (1e3 if i == 2 else 0))),
-    "best_of_found": Model(best_of_found, lambda i: (R(30), R(30, 4))),
+    "best_of_found": Model(best_of_found, lambda i: (R(30), R(30, 4)), whole=False),
     "masked_loss": Model(masked_loss, lambda i: (R(4, 5), R(4, 5), R(4, 5) > i - 2)),
     "bag": Model(bag, lambda i: (torch.randint(0, [50, 12, 5, 40, 12][i], (17,)), R(50, 8))),
     "experts": Model(experts, lambda i: (R(20, 8), R(8, 4) * (i + 1), [R(8, 8) for _ in range(4)])),
@@ -401,6 +401,43 @@ def test_a_check_of_the_user_is_kept(flavor: str) -> None:
         assert_same(fast(x), f(x))
         with pytest.raises(RuntimeError, match="u0 <= 4"):
             fast(-x + 4)
+
+
+CHOICES: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
+    "max": lambda y: y.max() + 1,
+    "max along": lambda y: y.max(0)[0] + 1,
+    "amin": lambda y: y.amin(0) + 1,
+    "argmax": lambda y: y.argmax() + 1,
+    "topk": lambda y: y.topk(2)[0] + 1,
+    "kthvalue": lambda y: y.kthvalue(1)[0] + 1,
+    "median": lambda y: y.median() + 1,
+    "median along": lambda y: y.median(0)[0] + 1,
+    "nanmedian": lambda y: y.nanmedian() + 1,
+    "mode": lambda y: y.mode()[0] + 1,
+    "the first": lambda y: y[0] * 2,
+    "sort": lambda y: y.sort()[0] * 2,
+    "mean": lambda y: y.mean() * 2,
+    "softmax": lambda y: y.softmax(0) * 2,
+    "logsumexp": lambda y: y.logsumexp(0) * 2,
+}
+
+
+@pytest.mark.parametrize("name", CHOICES)
+def test_a_choice_among_none_raises_as_eager_does(name: str, flavor: str) -> None:
+    def f(x: torch.Tensor) -> torch.Tensor:
+        return CHOICES[name](x[x > 0] * 2)
+
+    fast = compiled(f)
+    with torch.no_grad(), capturing():
+        assert_same(fast(torch.arange(6.0) - 2), f(torch.arange(6.0) - 2))
+        nothing = -torch.ones(6)
+        try:
+            expected = f(nothing)
+        except (RuntimeError, IndexError):
+            with pytest.raises((RuntimeError, IndexError), match=r"u0|non-zero size|numel\(\) == 0"):
+                fast(nothing)
+        else:
+            assert_same(fast(nothing), expected)
 
 
 def test_a_size_that_leaves_as_a_number(flavor: str) -> None:

@@ -13,12 +13,13 @@ import operator
 from collections.abc import Collection, Iterable, Mapping
 from typing import Any
 
+import sympy
 import torch
 from torch.fx import Graph, GraphModule, Node
 
 from trt_dynamo.aten_converters.layout import memory_order
 from trt_dynamo.partition.sizes import edges, inner_sizes, is_size, read_outside
-from trt_dynamo.partition.support import Verdict, judge, makes_tensors
+from trt_dynamo.partition.support import Verdict, judge, makes_tensors, node_symbols
 from trt_dynamo.settings import Settings
 
 aten = torch.ops.aten
@@ -177,19 +178,30 @@ def work(node: Node) -> int:
 
 
 def sources_of(graph: Graph) -> dict[Node, list[Node]]:
-    """What each node must come after: its inputs and, for random and side-effecting ones, the one before of that
-    kind.
+    """What each node must come after: its inputs; for random and side-effecting ones, the one before of that kind; and
+    the assertions of the sizes that it works on, without which an engine might read past the end of something.
     """
     sources: dict[Node, list[Node]] = {}
     before: Node | None = None
+    asserted: dict[sympy.Symbol, Node] = {}
     for node in graph.nodes:
         sources[node] = list(node.all_input_nodes)
+        if node.target is aten._assert_scalar.default:
+            asserted.update(dict.fromkeys(asserted_symbols(node), node))
+        elif asserted and makes_tensors(node):
+            symbols = dict.fromkeys(s for n in (node, *node.all_input_nodes) for s in node_symbols(n))
+            sources[node] += dict.fromkeys(asserted[symbol] for symbol in symbols if symbol in asserted)
         tags = getattr(node.target, "tags", ())
         if node.op == "call_function" and (torch.Tag.nondeterministic_seeded in tags or node.is_impure()):
             if before is not None:
                 sources[node].append(before)
             before = node
     return sources
+
+
+def asserted_symbols(node: Node) -> Iterable[sympy.Symbol]:
+    value = node.args[0].meta.get("val") if isinstance(node.args[0], Node) else None
+    return value.node.expr.free_symbols if isinstance(value, torch.SymBool) else ()
 
 
 def levels(graph: Graph, verdicts: Mapping[Node, Verdict], rejected: Collection[Node]) -> list[list[Node]]:
