@@ -333,6 +333,8 @@ def test_values(family: str, dynamic: bool) -> None:
 
 # -- what was found so -------------------------------------------------------------------------------------------------
 
+HOLES = torch.tensor([[1.0, NAN, 2.0, NAN], [3.0, 1.0, 2.0, 0.0], [NAN, 1.0, 1.0, 1.0]])
+PLACES = torch.tensor([[0, 1, 1, 1], [2, 0, 3, 3], [0, 0, 0, 1]])
 SMALL = torch.tensor([127, -100], dtype=torch.int8)
 
 FOUND: dict[str, Call] = {
@@ -345,6 +347,13 @@ FOUND: dict[str, Call] = {
     "stable down with NaN": Call(
         "sort", lambda x: torch.sort(x, descending=True, stable=True), (torch.tensor([[0.0, NAN, -0.0, NAN, 3]]),)
     ),
+    "median at NaN": Call("median", lambda x: x.median(1), (HOLES,)),
+    "scattered largest": Call("amax", lambda x, i: x.scatter_reduce(1, i, x * 2, "amax"), (HOLES, PLACES)),
+    "scattered least": Call(
+        "amin", lambda x, i: x.scatter_reduce(1, i, x * 2, "amin", include_self=False), (HOLES, PLACES)
+    ),
+    "largest of all windows": Call("pool", lambda x: F.adaptive_max_pool1d(x[None], 1), (HOLES,)),
+    "largest of spread windows": Call("pool", lambda x: F.max_pool2d(x[None], 2, 1, 0, 2), (HOLES,)),
     "median of nothing": Call("median", torch.median, (torch.zeros(2, 0),)),
     "median of no integers": Call("median", torch.median, (torch.zeros(0, dtype=torch.int64),)),
     "xlogy of a number": Call("xlogy", lambda x: torch.xlogy(255, x), (torch.tensor([0.0, 2.0]),)),

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 import torch
 
 from trt_dynamo.aten_converters.network import Network, Tensor
+from trt_dynamo.aten_converters.pointwise import extreme
 from trt_dynamo.aten_converters.reduction import extreme_of
 from trt_dynamo.aten_converters.registry import converter
 from trt_dynamo.aten_converters.shapes import ceildiv, is_static, product
@@ -124,7 +125,7 @@ def sliced_max(net: Network, x: Tensor, w: Windows) -> tuple[Tensor, Tensor | No
         value = strided(net, padded, w, offset)
         place = positions(net, inner, w, offset) if wants_index else None
         if best is None or not wants_index:
-            best, places = value if best is None else net.elementwise("MAX", best, value), place
+            best, places = value if best is None else extreme(net, best, value, "GREATER"), place
             continue
         better = net.elementwise("GREATER", value, best)
         if x.is_float:
@@ -222,7 +223,7 @@ def register_adaptive(average: torch._ops.OpOverload, maximum: torch._ops.OpOver
         if net.used[1]:
             return adaptive_max_with_indices(net, x, shape, dims)
         if shape[-dims:] == (1,) * dims:
-            return net.reduce("MAX", x, range(-dims, 0), keepdim=True), None
+            return extreme_of(net, "MAX", x, [x.ndim - 1 - i for i in range(dims)], keepdim=True), None
         w = even_windows(x, shape[-dims:])
         if w is not None:
             return pool(net, x, "MAX", w), None

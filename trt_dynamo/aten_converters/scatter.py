@@ -11,6 +11,8 @@ from collections.abc import Sequence
 import torch
 
 from trt_dynamo.aten_converters.network import Network, Tensor
+from trt_dynamo.aten_converters.pointwise import extreme
+from trt_dynamo.aten_converters.reduction import extreme_of
 from trt_dynamo.aten_converters.registry import converter
 from trt_dynamo.aten_converters.shapes import product
 from trt_dynamo.errors import Unsupported
@@ -119,12 +121,17 @@ def combine(net: Network, x: Tensor, hits: Tensor, source: Tensor, axis: int, ho
     reduction, elementwise, _ = REDUCE[how]
     work = torch.float32 if x.dtype in (torch.float16, torch.bfloat16) else x.dtype
     nothing = neutral(how, x.dtype)
-    brought = net.reduce(reduction, net.where(hits, net.cast(source, work), net.scalar(nothing, work)), [axis])
+    table = net.where(hits, net.cast(source, work), net.scalar(nothing, work))
+    largest_or_least = reduction in ("MAX", "MIN")
+    brought = extreme_of(net, reduction, table, [axis]) if largest_or_least else net.reduce(reduction, table, [axis])
     own = net.cast(x, work)
     count = net.reduce("SUM", net.cast(hits, torch.int64), [axis])
     touched = net.elementwise("GREATER", count, 0)
     kept = own if include_self else net.where(touched, net.scalar(nothing, work), own)
-    result = net.elementwise(elementwise, kept, brought)
+    if largest_or_least:
+        result = extreme(net, kept, brought, "GREATER" if reduction == "MAX" else "LESS")
+    else:
+        result = net.elementwise(elementwise, kept, brought)
     if how == "mean":
         among = net.elementwise("MAX", net.elementwise("SUM", count, int(include_self)), 1)
         result = net.elementwise("DIV" if x.is_float else "FLOOR_DIV", result, net.cast(among, work))

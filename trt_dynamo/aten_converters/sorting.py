@@ -11,6 +11,7 @@ from collections.abc import Sequence
 import torch
 
 from trt_dynamo.aten_converters.network import Network, Tensor
+from trt_dynamo.aten_converters.reduction import place_of
 from trt_dynamo.aten_converters.registry import converter
 from trt_dynamo.aten_converters.scatter import refuse_large
 from trt_dynamo.aten_converters.shapes import floordiv, product
@@ -115,10 +116,13 @@ def kthvalue(net: Network, x: Tensor, k: Dim, dim: int = -1, keepdim: bool = Fal
 
 @converter(aten.median.dim)
 def median_dim(net: Network, x: Tensor, dim: int, keepdim: bool = False) -> tuple[Tensor, Tensor]:
-    """The lower of the two middle elements."""
+    """The lower of the two middle elements, or the first NaN."""
     if x.ndim == 0:
         return scalar(net, x)
     values, places = kthvalue(net, x, floordiv(x.shape[dim] + 1, 2), dim, keepdim)
+    if x.is_float and net.used[1]:
+        unknown = net.reduce("MAX", net.unary("ISNAN", x), [dim], keepdim)
+        places = net.where(unknown, place_of(net, "MAX", x, dim % x.ndim, keepdim), places)
     return keep_nan(net, x, values, [dim], keepdim), places
 
 
