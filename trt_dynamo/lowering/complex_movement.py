@@ -70,7 +70,10 @@ def copy(x: Operand, source: Operand, *_: Any) -> Any:
 
 @rule(aten.split.Tensor, aten.split_with_sizes.default, aten.unsafe_split.Tensor, aten.unsafe_split_with_sizes.default)
 def split(x: Pair, size: Any, dim: int = 0) -> list[Pair]:
-    return [Pair(each) for each in torch.split(x.value, size if isinstance(size, int) else list(size), axis(x, dim))]
+    return [
+        Pair(each)
+        for each in torch.split(x.value, list(size) if isinstance(size, list | tuple) else size, axis(x, dim))
+    ]
 
 
 @rule(aten.permute.default)
@@ -154,6 +157,27 @@ def pad(x: Pair, pads: Sequence[int], value: Number = 0) -> Pair:
     return pair(aten.constant_pad_nd(x.re, pads, fill.real), aten.constant_pad_nd(x.im, pads, fill.imag))
 
 
+def apart(op: Any) -> Rule:
+    """An op that does the same to the real as to the imaginary parts."""
+
+    def moved(*args: Any, **rest: Any) -> Pair:
+        if any(isinstance(x, torch.Tensor) and x.dtype.is_floating_point for x in args):
+            raise Unsupported("complex numbers among reals")
+        re, im = ([getattr(x, part) if isinstance(x, Pair) else x for x in args] for part in ("re", "im"))
+        return pair(op(*re, **rest), op(*im, **rest))
+
+    return moved
+
+
+APART = (
+    aten.reflection_pad1d.default, aten.reflection_pad2d.default, aten.reflection_pad3d.default,
+    aten.replication_pad1d.default, aten.replication_pad2d.default, aten.replication_pad3d.default,
+    aten.take.default, aten.scatter.src, aten.scatter_add.default, aten.diagonal_scatter.default,
+)  # fmt: skip
+for op in APART:
+    rule(op)(apart(op))
+
+
 # -- indices ----------------------------------------------------------------------------------------------------------
 
 
@@ -172,11 +196,6 @@ def gather(x: Pair, dim: int, index: torch.Tensor, *, sparse_grad: bool = False)
     if not x.ndim or index.ndim != x.ndim:
         raise Unsupported("elements gathered from a number")
     return Pair(torch.gather(x.value, axis(x, dim), doubled(index)))
-
-
-@rule(aten.scatter.src, aten.scatter_add.default)
-def unsupported_scatter(*_: Any, **__: Any) -> Pair:
-    raise Unsupported("complex numbers written at places that an index gives")
 
 
 @rule(aten.slice_scatter.default)

@@ -37,12 +37,12 @@ def complex_as_pairs(graph: Graph) -> None:
 
 
 def is_complex(value: Any) -> bool:
-    return isinstance(value, torch.Tensor) and value.dtype in REAL_OF
+    return isinstance(value, torch.Tensor) and value.dtype in REAL_OF and value.layout is torch.strided
 
 
 def is_turned(value: Any) -> bool:
     """Whether a value has a sign that is not in its memory: the imaginary part of a conjugate."""
-    return isinstance(value, torch.Tensor) and value.is_neg()
+    return isinstance(value, torch.Tensor) and value.layout is torch.strided and value.is_neg()
 
 
 class AsPairs(Rewriter):
