@@ -196,6 +196,26 @@ def test_a_model_equals_eager_whatever_is_found(name: str, flavor: str, captured
         assert (counts["engine_calls"] == len(COUNTS) and counts["engines_built"] == 1) or not one_engine
 
 
+CUTS: dict[str, dict[str, Any]] = {
+    "default": {"min_segment_nodes": 3},
+    "movement": {"eager_ops": ("aten.view", "aten.cat", "aten.slice", "aten.index_put")},
+    "arithmetic": {"eager_ops": ("aten.mul", "aten.exp", "aten.add", "aten.relu", "aten.mm")},
+}
+
+
+@pytest.mark.parametrize("cut", CUTS)
+@pytest.mark.parametrize("name", ["detector", "packed_attention", "parts", "best_of_found"])
+def test_any_cut_of_a_model_equals_eager(name: str, cut: str, full: None) -> None:
+    """Sizes go from engines to eager and back."""
+    model = MODELS[name]
+    fast = compiled(model.function, **CUTS[cut])
+    with torch.no_grad(), capturing():
+        for i in range(len(COUNTS)):
+            arguments = model.arguments(i)
+            assert_same(fast(*arguments), model.function(*arguments))
+    assert report()["eager_calls"] == 0 and report()["engine_calls"] > 0
+
+
 @pytest.mark.parametrize("name", ["detector", "experts", "packed_attention", "parts"])
 def test_eager_does_nothing_but_the_search(name: str) -> None:
     """With RTX: an engine before it, one after it."""

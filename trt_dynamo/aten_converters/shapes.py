@@ -115,7 +115,16 @@ class ShapeArithmetic:
             return True
         if dim.is_Symbol or not dim.args:
             return False
-        return self.computable(dim) and all(self.known(argument) for argument in dim.args)
+        if self.computable(dim) and all(self.known(argument) for argument in dim.args):
+            return True
+        return self.beside(dim) is not None
+
+    def beside(self, dim: sympy.Expr) -> tuple[sympy.Expr, int] | None:
+        """A size that can be read off, and how much more `dim` is: of `u0 + u1 + 11` that may be `u0 + u1 + 12`, though
+        nothing tells `u0`.
+        """
+        gaps = ((source, sympy.expand(dim - source)) for source in self.sources)
+        return next(((source, int(gap)) for source, gap in gaps if gap.is_Integer), None)
 
     def computable(self, dim: sympy.Expr) -> bool:
         if isinstance(dim, F.Mod | F.PythonMod):
@@ -143,6 +152,9 @@ class ShapeArithmetic:
         if not self.computable(dim):
             raise Unsupported(f"the size {dim} cannot be computed inside the network")
         first, *rest = dim.args
+        near = None if all(self.known(argument) for argument in dim.args) else self.beside(dim)
+        if near is not None:
+            return self.binary("SUM", self.sources[near[0]](), self.constant(near[1]))
         if isinstance(dim, F.Mod | F.PythonMod):
             a, b = self.tensor(dim_of(first)), self.tensor(dim_of(rest[0]))
             return self.binary("SUB", a, self.binary("PROD", b, self.binary("FLOOR_DIV", a, b)))
