@@ -129,10 +129,10 @@ def direction(net: Network, x: Tensor, cell: Cell, reverse: bool, start: State) 
         biases = biases[:1]
     else:
         cell = dataclasses.replace(cell, hidden_bias=None)
-    inputs = product(net, x, cell.input_weight)
+    inputs = net.wide(product(net, x, cell.input_weight))
     for bias in biases:
-        inputs = net.elementwise("SUM", inputs, bias)
-    return Direction(cell, reverse, inputs, start)
+        inputs = net.elementwise("SUM", inputs, net.wide(bias))
+    return Direction(cell, reverse, net.cast(inputs, x.dtype), start)
 
 
 def run(net: Network, ways: Sequence[Direction]) -> list[tuple[Tensor, State]]:
