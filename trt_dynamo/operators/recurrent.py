@@ -74,6 +74,40 @@ def fake_rnn(
     return out, hidden
 
 
+@torch.library.custom_op("trt_dynamo::rnn_with_dropout", mutates_args=(), tags=(torch.Tag.nondeterministic_seeded,))
+def rnn_with_dropout(
+    kind: str,
+    x: Tensor,
+    hx: Sequence[Tensor],
+    weights: Sequence[Tensor],
+    biases: bool,
+    layers: int,
+    dropout: float,
+    bidirectional: bool,
+    batch_first: bool,
+) -> list[Tensor]:
+    """Any of them in train mode, for eager: torch's decomposition of them leaves the dropout out."""
+    states = list(hx) if kind == "lstm" else hx[0]
+    function = getattr(torch, kind)
+    out, *last = function(x, states, list(weights), biases, layers, dropout, True, bidirectional, batch_first)
+    return [time_before_batch(out, batch_first), *(state.contiguous() for state in last)]
+
+
+@rnn_with_dropout.register_fake
+def fake_rnn_with_dropout(
+    kind: str,
+    x: Tensor,
+    hx: Sequence[Tensor],
+    weights: Sequence[Tensor],
+    biases: bool,
+    layers: int,
+    dropout: float,
+    bidirectional: bool,
+    batch_first: bool,
+) -> list[Tensor]:
+    return empty_results(x, hx, bidirectional, batch_first)
+
+
 def empty_results(x: Tensor, hx: Sequence[Tensor], bidirectional: bool, batch_first: bool) -> list[Tensor]:
     """The outputs, then last states like the first ones, all as torch's kernels lay them out."""
     batch, time = x.shape[:2] if batch_first else (x.shape[1], x.shape[0])
@@ -101,8 +135,12 @@ def stand_in(kind: str) -> Callable[..., Any]:
             return NotImplemented
         x, hx, weights, biases, layers, dropout, train, bidirectional, batch_first = (given[a] for a in ARGUMENTS)
         packed = isinstance(hx if kind == "lstm" else weights, Tensor)  # then it is `batch_sizes` or the states
-        if packed or (train and layers > 1 and dropout) or not sound(x, hx, weights, batch_first):
+        if packed or not sound(x, hx, weights, batch_first):
             return NotImplemented
+        if train and layers > 1 and dropout:
+            states = hx if kind == "lstm" else [hx]
+            ways = (bidirectional, batch_first)
+            return tuple(rnn_with_dropout(kind, x, states, weights, biases, layers, float(dropout), *ways))
         options = (biases, layers, bidirectional, batch_first)
         return lstm(x, hx, weights, *options) if kind == "lstm" else rnn(kind, x, hx, weights, *options)
 
