@@ -156,7 +156,9 @@ class EvaluatedSegment(torch.nn.Module):
             feeds[binding.name] = torch.tensor(value) if binding.size else value.permute(binding.order).contiguous()
         found = self.evaluator(feeds)
         return tuple(
-            found[b.name].contiguous().permute([b.order.index(axis) for axis in range(len(b.order))])
+            found[b.name]
+            .clone(memory_format=torch.contiguous_format)
+            .permute([b.order.index(axis) for axis in range(len(b.order))])
             for b in self.converted.outputs
         )
 

@@ -35,7 +35,7 @@ def turns(rows: torch.Tensor, columns: torch.Tensor, n: int, sign: int) -> torch
     return torch.stack([angle.cos(), angle.sin()], -1)
 
 
-@functools.lru_cache(maxsize=64)
+@functools.lru_cache(maxsize=16)
 def complex_table(n: int, sign: int, scale: float, device: torch.device) -> torch.Tensor:
     """From the 2n parts of a sequence to the 2n parts of its transform."""
     with _disable_current_modes(), torch.no_grad():
@@ -44,7 +44,7 @@ def complex_table(n: int, sign: int, scale: float, device: torch.device) -> torc
         return torch.stack([turn, turned], 1).reshape(2 * n, 2 * n).float().to(device)
 
 
-@functools.lru_cache(maxsize=64)
+@functools.lru_cache(maxsize=16)
 def real_table(n: int, count: int, sign: int, scale: float, device: torch.device) -> torch.Tensor:
     """From n reals to the parts of the first elements of their transform."""
     with _disable_current_modes(), torch.no_grad():
@@ -52,7 +52,7 @@ def real_table(n: int, count: int, sign: int, scale: float, device: torch.device
         return turn.reshape(n, 2 * count).float().to(device)
 
 
-@functools.lru_cache(maxsize=64)
+@functools.lru_cache(maxsize=16)
 def half_table(n: int, scale: float, device: torch.device) -> torch.Tensor:
     """From the parts of the first half of a transform, of which the other half is the conjugate, to n reals."""
     with _disable_current_modes(), torch.no_grad():
@@ -69,7 +69,7 @@ def half_table(n: int, scale: float, device: torch.device) -> torch.Tensor:
         return torch.stack([real, imag], 1).reshape(2 * count, n).float().to(device)
 
 
-@functools.lru_cache(maxsize=64)
+@functools.lru_cache(maxsize=16)
 def turn_table(rows: int, columns: int, sign: int, device: torch.device) -> torch.Tensor:
     """What the elements between two short transforms are multiplied by."""
     with _disable_current_modes(), torch.no_grad():
