@@ -14,7 +14,7 @@ import torch
 from hypothesis import strategies as st
 
 from trt_dynamo.errors import Unsupported
-from trt_dynamo.profiles import shape_env_of
+from trt_dynamo.profiles import dim_of, shape_env_of
 from trt_dynamo.testing import check, copied, trace
 
 HALVES = (torch.float16, torch.bfloat16)
@@ -112,6 +112,13 @@ def guards_allow(call: Call, args: Sequence[Any]) -> bool:
     values = [
         node.meta["val"] for node in trace(call.function, call.args, dynamic=True).graph.find_nodes(op="placeholder")
     ]
+    pairs = [
+        (dim_of(d), size)
+        for value, a in zip(values, args, strict=True)
+        for d, size in zip(value.shape, a.shape, strict=True)
+    ]
+    if any(isinstance(dim, int) and dim != size for dim, size in pairs):
+        return False
     return bool(shape_env_of(values).evaluate_guards_for_args(values, args))
 
 

@@ -282,6 +282,7 @@ FAMILIES: dict[str, Callable[[], st.SearchStrategy[Call]]] = {
 UNSUPPORTED = (
     "TensorRT has floats only",
     "an argument of type SymFloat",
+    "the size Abs",
     "ToFloat",  # the size of a range whose step is no whole number
 )
 
