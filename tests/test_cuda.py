@@ -15,7 +15,7 @@ import torch
 from torch import nn
 
 from benchmarks.models import MODELS
-from tests.compiled import assert_same, compiled
+from tests.compiled import assert_same, compiled, engine_calls
 from tests.test_models import SMALL, relative_error
 from trt_dynamo.reports import report
 
@@ -177,3 +177,33 @@ def test_no_call_synchronizes_the_device() -> None:
                 fast(x)
         finally:
             torch.cuda.set_sync_debug_mode("default")
+
+
+def test_results_on_the_cpu_stay_there() -> None:
+    def f(x: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        y = x.sin() * 2
+        return (
+            y.relu() + 1,
+            y.cpu() + torch.ones(3),
+            y.mean().cpu(),
+            torch.zeros_like(y, device="cpu"),
+            y * y.sum().cpu(),
+        )
+
+    x = torch.randn(5, 3, device="cuda")
+    with torch.no_grad():
+        for mine, its in zip(compiled(f)(x), f(x), strict=True):
+            assert mine.device == its.device
+            assert_same(mine, its)
+    assert engine_calls() > 0
+
+
+@pytest.mark.parametrize("kind", [nn.LSTM, nn.GRU, nn.RNN])
+def test_recurrent_layers(kind: Callable[..., nn.Module]) -> None:
+    model = kind(8, 16, 2, bidirectional=True, batch_first=True).cuda().eval()
+    with torch._dynamo.config.patch(allow_rnn=True), torch.no_grad():
+        fast = compiled(model)
+        for shape in ((3, 5, 8), (3, 9, 8), (4, 12, 8)):
+            x = torch.randn(shape, device="cuda")
+            assert_same(fast(x)[0], model(x)[0])
+    assert engine_calls() > 0

@@ -30,7 +30,7 @@ from trt_dynamo.errors import SettingsError, TrtDynamoError
 from trt_dynamo.graph_breaks import warn_if_recurrent_skipped
 from trt_dynamo.lowering import Lowered, lower
 from trt_dynamo.lowering.lengths import keeps_lengths
-from trt_dynamo.partition import Segment, partition
+from trt_dynamo.partition import Segment, main_device, partition
 from trt_dynamo.profiles import Range
 from trt_dynamo.registration import release_shared_name, warn_if_taken
 from trt_dynamo.reports import count, spend
@@ -180,12 +180,6 @@ def why_eager(inputs: Sequence[Any], settings: Settings) -> str | None:
 
 def is_cuda(value: Any) -> bool:
     return isinstance(value, torch.Tensor) and value.is_cuda
-
-
-def main_device(module: GraphModule) -> torch.device:
-    """The device that the engines of a graph work on: the first CUDA device among its inputs, else the CPU."""
-    values = [node.meta.get("val") for node in module.graph.nodes if node.op == "placeholder"]
-    return next((v.device for v in values if is_cuda(v)), torch.device("cpu"))
 
 
 def placeholder_names(module: GraphModule) -> list[str]:

@@ -153,7 +153,7 @@ def looped(net: Network, ways: Sequence[Direction], steps: Dim) -> list[tuple[Te
         raise Unsupported(
             f"a state of {hidden} numbers: TensorRT's builder takes minutes over fewer than {LEAST_STATE}"
         )
-    loop = net.raw.add_loop()
+    loop = net.made(net.raw.add_loop())
     count = net.size_tensor(steps)
     net.name(net.made(loop.add_trip_limit(count.raw, trt.TripLimit.COUNT)))
     return [looped_way(net, loop, way, steps, count) for way in ways]

@@ -105,6 +105,8 @@ class ShapeArithmetic:
         if len(symbols) != 1 or dim.is_Symbol:
             return
         (symbol,) = symbols
+        if not dim.is_polynomial(symbol):
+            return
         slope, rest = dim.coeff(symbol), dim.subs(symbol, 0)
         if slope.is_Integer and rest.is_Integer and slope > 0 and sympy.expand(slope * symbol + rest - dim) == 0:
             self.sources.setdefault(symbol, lambda: self.divided(read(), int(rest), int(slope)))

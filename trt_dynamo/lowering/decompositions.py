@@ -54,9 +54,17 @@ def native_batch_norm(
     return tuple(results)
 
 
+def multilabel_margin_loss(x: torch.Tensor, target: torch.Tensor, reduction: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """torch's, whose result for a single sample has a dim that the op's has not."""
+    function = core_aten_decompositions()[aten.multilabel_margin_loss_forward.default]
+    loss, is_target = function(x, target, reduction)
+    return (loss.reshape(()) if x.ndim < 2 else loss), is_target
+
+
 # Ours, in the place of torch's.
 OWN: dict[OpOverload, Callable[..., Any]] = {
     aten.native_batch_norm.default: native_batch_norm,
+    aten.multilabel_margin_loss_forward.default: multilabel_margin_loss,
     aten._native_multi_head_attention.default: multi_head_attention,
     aten._transformer_encoder_layer_fwd.default: encoder_layer,
 }

@@ -19,7 +19,7 @@ from torch.fx import Graph, GraphModule, Node
 
 from trt_dynamo.aten_converters.layout import memory_order
 from trt_dynamo.partition.sizes import edges, inner_sizes, is_size, read_outside
-from trt_dynamo.partition.support import Verdict, judge, makes_tensors, node_symbols
+from trt_dynamo.partition.support import Verdict, judge, main_device, makes_tensors, node_symbols
 from trt_dynamo.settings import Settings
 
 aten = torch.ops.aten
@@ -311,4 +311,4 @@ def make_segment(
     return segment, inputs, results
 
 
-__all__ = ["Partitioned", "Segment", "Verdict", "makes_tensors", "partition"]
+__all__ = ["Partitioned", "Segment", "Verdict", "main_device", "makes_tensors", "partition"]

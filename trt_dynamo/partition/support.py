@@ -131,8 +131,10 @@ def judge(
 ) -> dict[Node, Verdict]:
     """The verdicts on all `call_function` nodes whose results are tensors, in order. Nothing is built."""
     verdicts: dict[Node, Verdict] = {}
+    device = main_device(module)
     with tensorrt_log.collected():
         dry_run = DryRun(module, weights)
+        away = made_elsewhere(module, device)
         scalars = host_scalars(module.graph, weights)
         for node in module.graph.nodes:
             if node.op != "call_function" or not makes_tensors(node) or node in scalars:
@@ -143,10 +145,44 @@ def judge(
             elif STAYS_EAGER in node.meta:
                 reason = node.meta[STAYS_EAGER]
                 verdicts[node] = Verdict(node.name, str(node.target), False, reason, source_line(node))
+            elif node in away:
+                reason = f"its result is on {away[node]}, the engines' are on {device}"
+                verdicts[node] = Verdict(node.name, str(node.target), False, reason, source_line(node))
             else:
                 verdicts[node] = dry_run.verdict(node, strict=strict)
             dry_run.note(node)
     return verdicts
+
+
+def main_device(module: GraphModule) -> torch.device:
+    """The device that the engines of a graph work on: the first CUDA device among its inputs, else the CPU."""
+    values = [node.meta.get("val") for node in module.graph.nodes if node.op == "placeholder"]
+    return next((v.device for v in values if isinstance(v, torch.Tensor) and v.is_cuda), torch.device("cpu"))
+
+
+def made_elsewhere(module: GraphModule, device: torch.device) -> dict[Node, torch.device]:
+    """The nodes with a result on another device. A tensor of rank 0 on the CPU is as good as a number for all who read
+    it on the device, and so may be made there.
+    """
+    found: dict[Node, torch.device] = {}
+    numbers: set[Node] = set()
+    for node in reversed(module.graph.nodes):
+        values = [v for v in pytree.tree_leaves(node.meta.get("val")) if isinstance(v, torch.Tensor)]
+        others = [v for v in values if v.device != device]
+        if not others or node.op != "call_function":
+            continue
+        plain = all(v.ndim == 0 and v.device.type == "cpu" for v in others)
+        if plain and node.users and all(user in numbers or is_on(user, device) for user in node.users):
+            numbers.add(node)
+        else:
+            found[node] = others[0].device
+    return found
+
+
+def is_on(node: Node, device: torch.device) -> bool:
+    """Whether the node makes tensors, all of them on the device."""
+    values = [v for v in pytree.tree_leaves(node.meta.get("val")) if isinstance(v, torch.Tensor)]
+    return node.op == "call_function" and bool(values) and all(v.device == device for v in values)
 
 
 def makes_tensors(node: Node) -> bool:
