@@ -94,3 +94,15 @@ def test_what_is_refused() -> None:
         check(lambda x, w: F.conv2d(x, w), torch.ones(1, 1, 4, 4).long(), torch.ones(1, 1, 2, 2).long())
     with refused("a symbolic kernel"):
         check(lambda x, w: F.conv2d(x, w), numbers(*PLANE), numbers(8, 4, 3, 2), dynamic=True)
+
+
+@pytest.mark.parametrize("output_padding", [0, 1])
+@pytest.mark.parametrize("transposed", [F.conv_transpose1d, F.conv_transpose2d])
+def test_a_strided_transposed_convolution_with_a_bias_in_bfloat16(
+    transposed: Callable[..., torch.Tensor], output_padding: int
+) -> None:
+    """RTX's builder fails at it when the layer itself has the bias."""
+    dims = 1 if transposed is F.conv_transpose1d else 2
+    x, weight, bias = numbers(2, 3, *[4] * dims), numbers(3, 3, *[3] * dims), numbers(3)
+    args = [t.bfloat16() for t in (x, weight, bias)]
+    check(lambda x, w, b: transposed(x, w, b, 2, 1, output_padding), *args, rtol=5e-2, atol=5e-2)

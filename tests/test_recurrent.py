@@ -86,8 +86,8 @@ def test_static(kind: str, options: str) -> None:
 def test_dynamic(kind: str, options: str) -> None:
     layer = KINDS[kind](4, 5, **OPTIONS[options]).eval()
     further = [sized(layer, time, batch) for time, batch in ((2, 7), (19, 2), (6, 6))]
-    check(layer, sized(layer, 6, 3)[0], dynamic=True, also=[given[:1] for given in further])
-    check(WithStates(layer), *sized(layer, 6, 3), dynamic=True, also=further)
+    check(layer, sized(layer, 6, 8)[0], dynamic=True, also=[given[:1] for given in further])
+    check(WithStates(layer), *sized(layer, 6, 8), dynamic=True, also=further)
 
 
 @pytest.mark.parametrize("dynamic", [False, True])

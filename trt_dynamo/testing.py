@@ -32,8 +32,9 @@ from trt_dynamo.settings import Settings
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Checked:
-    """What `check` made: the traced graph cut into segments, and a network for each."""
+    """What `check` made: the traced graph, the same cut into segments, a network for each, and the results."""
 
+    graph: GraphModule
     partitioned: Partitioned
     networks: tuple[ConvertedNetwork, ...]
     results: tuple[Any, ...]
@@ -101,6 +102,28 @@ def check(
         Unsupported: with `whole`, some node has no place in TensorRT; the text has every reason.
         AssertionError: the results differ. ConversionError, BuildError: as their docstrings say.
     """
+    checked = evaluate(function, *args, dynamic=dynamic, build_engines=build_engines, whole=whole, settings=settings)
+    stated = output_values(checked.graph) if whole else None
+    with torch.no_grad():
+        compare(checked.results, function(*copied(args)), rtol, atol, stated)
+        for given in also:
+            compare(checked.partitioned.module(*copied(given)), function(*copied(given)), rtol, atol, stated)
+    return checked
+
+
+def evaluate(
+    function: Callable[..., Any],
+    *args: Any,
+    dynamic: bool = False,
+    build_engines: bool = True,
+    whole: bool = True,
+    settings: Settings | None = None,
+) -> Checked:
+    """What `check` compares with eager: `function(*args)` as networks, evaluated.
+
+    Raises:
+        Unsupported, ConversionError, BuildError: as `check` does.
+    """
     settings = settings or Settings(min_segment_nodes=0, strict=True)
     module = trace(function, copied(args), dynamic=dynamic, settings=settings)
     with unset_fake_temporarily():
@@ -118,11 +141,7 @@ def check(
         setattr(parts.module, segment.name, EvaluatedSegment(converted))
     with torch.no_grad():
         results = parts.module(*copied(args))
-        stated = output_values(module) if whole else None
-        compare(results, function(*copied(args)), rtol, atol, stated)
-        for given in also:
-            compare(parts.module(*copied(given)), function(*copied(given)), rtol, atol, stated)
-    return Checked(parts, tuple(networks), tuple(results))
+    return Checked(module, parts, tuple(networks), tuple(results))
 
 
 def output_values(module: GraphModule) -> list[Any]:

@@ -173,9 +173,9 @@ def fits_layer(attention: Attention) -> bool:
     TensorRT 10's layer, which `add_attention_v2` came after, gets causal masks wrong.
     """
     query, key, value, mask = attention.query, attention.key, attention.value, attention.mask
-    if not has("add_attention") or query.dtype not in HALVES or query.ndim not in (3, 4) or key.shape != value.shape:
+    if not has("add_attention") or query.dtype not in HALVES or query.ndim not in (3, 4) or key.ndim != query.ndim:
         return False
-    if attention.causal and not has("add_attention_v2"):
+    if key.shape != value.shape or (attention.causal and not has("add_attention_v2")):
         return False
     if query.shape[-1] != key.shape[-1] or not isinstance(query.shape[-1], int) or query.shape[0] != key.shape[0]:
         return False

@@ -74,7 +74,7 @@ def deconvolve(net: Network, x: Tensor, weight: Tensor, bias: Tensor | None, geo
     """`output_padding` is what is not cut off at the end; where there is nothing left to keep, zeros are added."""
     dtype, shape = x.dtype, geometry.shape
     if dtype is torch.bfloat16 and is_rtx():
-        # TensorRT for RTX has no bfloat16 kernels for it.
+        # TensorRT for RTX has no bfloat16 kernels for it, and fails to build one with a bias in the layer.
         x, weight = net.cast(x, torch.float32), net.cast(weight, torch.float32)
         bias = bias and net.cast(bias, torch.float32)
     if is_rtx() and max(geometry.stride) > 1 and max(geometry.dilation) > 1:
@@ -87,12 +87,14 @@ def deconvolve(net: Network, x: Tensor, weight: Tensor, bias: Tensor | None, geo
     grows = min(cuts) < 0
     maps = int(weight.shape[1]) * geometry.groups
     layer = net.made(net.raw.add_deconvolution_nd(x.raw, maps, kernel_size(weight), trt.Weights(to_trt(x.dtype))))
-    give(layer, weight, None if grows else bias, geometry)
+    apart = grows or x.dtype is not dtype
+    give(layer, weight, None if apart else bias, geometry)
     layer.pre_padding, layer.post_padding = geometry.padding, [max(cut, 0) for cut in cuts]
     result = net.out(layer, shape=None if grows else shape, dtype=x.dtype)
     if grows:
         result = net.slice(result, [0] * x.ndim, shape, [1] * x.ndim, "FILL")
-        result = net.elementwise("SUM", result, net.reshape(bias, (maps, *(1 for _ in cuts)))) if bias else result
+    if apart and bias is not None:
+        result = net.elementwise("SUM", result, net.reshape(bias, (maps, *(1 for _ in cuts))))
     return net.cast(result, dtype)
 
 
