@@ -8,6 +8,7 @@ of a moving average of its weights, go through engines, for which each epoch bri
 """
 
 import copy
+import os
 from collections.abc import Callable, Iterator
 
 import torch
@@ -110,6 +111,9 @@ def train(start: nn.Module, make_data: Callable[[int], Data], device: str, *, co
 
 def main() -> None:
     device = "cuda" if torch.cuda.is_available() else "cpu"
+    # Else two runs of eager itself differ on a GPU.
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    torch.use_deterministic_algorithms(True)
     for kind, make_data in ((Cnn, stripes), (Transformer, sentences)):
         torch.manual_seed(0)
         start = kind()
