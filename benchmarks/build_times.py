@@ -68,7 +68,7 @@ def measure(name: str, dynamic: bool) -> dict[str, float]:
 
     def backend(module: GraphModule, inputs: Sequence[Any]) -> Callable[..., Any]:
         started = time.perf_counter()
-        result = lower(module, inputs, compile)
+        result = lower(module, inputs, compile, settings)
         spent = sum(stages.figures[s] for s in ("partition s", "convert s", "build s"))
         stages.add("lower s", time.perf_counter() - started - spent)
         return result
