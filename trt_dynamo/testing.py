@@ -187,7 +187,9 @@ class EvaluatedSegment(torch.nn.Module):
         feeds = {}
         for binding in self.converted.inputs:
             value = args[binding.position]
-            feeds[binding.name] = torch.tensor(value) if binding.size else value.permute(binding.order).contiguous()
+            feeds[binding.name] = (
+                torch.tensor(value) if isinstance(value, int) else value.permute(binding.order).contiguous()
+            )
         found = self.evaluator(feeds)
         return tuple(
             found[b.name]

@@ -17,6 +17,7 @@ from trt_dynamo.aten_converters.layout import memory_order
 from trt_dynamo.aten_converters.left_to_eager import why_none
 from trt_dynamo.aten_converters.network import CARRIED, MAX_RANK, Network, Tensor
 from trt_dynamo.aten_converters.registry import lookup
+from trt_dynamo.aten_converters.size_floats import size_float
 from trt_dynamo.errors import ConversionError, TrtDynamoError, Unsupported
 from trt_dynamo.profiles import Dim, Range, dim_of
 from trt_dynamo.trt import TYPES, to_torch, to_trt, trt
@@ -70,6 +71,8 @@ class Walker:
             value = argument.meta.get("val")
             if isinstance(value, torch.SymInt):
                 return dim_of(value)
+            if isinstance(value, torch.SymFloat):
+                return size_float(self.net, value)
             if isinstance(value, torch.Tensor | tuple | list):
                 return self.value(argument)
             if isinstance(value, int | float | bool):
@@ -110,6 +113,8 @@ class Walker:
         except TrtDynamoError:
             raise
         except Exception as error:
+            if any(isinstance(n.meta.get("val"), torch.SymFloat) for n in node.all_input_nodes):
+                raise Unsupported("a float that was made of a symbolic size, where a number must be known") from error
             raise ConversionError(
                 f"the converter of {node.target} failed at {node.format_node()}: {type(error).__name__}: {error}"
             ) from error
@@ -205,9 +210,12 @@ def convert(
             if isinstance(node.meta["val"], torch.SymInt):
                 net.sizes.declare_value(dim_of(node.meta["val"]), size_input(node))
         for node in graph.graph.nodes:
-            if node.op == "call_function" and not isinstance(node.meta.get("val"), torch.SymInt):
+            if node.op == "call_function" and not isinstance(node.meta.get("val"), torch.SymInt | torch.SymFloat):
                 walker.run(node)
         outputs = mark_outputs(net, walker, graph)
+    # TensorRT wants a number that shapes nothing where all else is, in the memory of the device.
+    for name, binding in inputs.items():
+        inputs[name] = dataclasses.replace(binding, size=binding.size and net.inputs[name].is_shape_tensor)
     bindings = tuple(sorted(inputs.values(), key=lambda binding: binding.position))
     return ConvertedNetwork(net, bindings, outputs, dict(net.constants))
 

@@ -18,7 +18,7 @@ import torch
 from torch.fx import Graph, GraphModule, Node
 
 from trt_dynamo.aten_converters.layout import memory_order
-from trt_dynamo.partition.sizes import edges, inner_sizes, is_size, read_outside
+from trt_dynamo.partition.sizes import edges, inner_sizes, is_size, read_outside, with_floats
 from trt_dynamo.partition.support import Verdict, judge, main_device, makes_tensors, node_symbols
 from trt_dynamo.settings import Settings
 
@@ -287,6 +287,7 @@ def make_segment(
     name: str, nodes: list[Node], root: Mapping[str, Any], baked: Mapping[Node, str]
 ) -> tuple[Segment, list[Node], list[Node]]:
     """A segment's own graph of these nodes, in order, the outer nodes that go in, and those that come out."""
+    nodes = with_floats(nodes)
     inside = set(nodes)
     graph = Graph()
     copies: dict[Node, Node] = {}
@@ -307,7 +308,7 @@ def make_segment(
     graph.output(tuple(copies[n] for n in results))
     weights = tuple(copies[n].name for n in inputs if n in baked)
     attributes = {str(n.target): root[str(n.target)] for n in graph.nodes if n.op == "get_attr"}
-    segment = Segment(name, GraphModule(attributes, graph), tuple(n.name for n in nodes if not is_size(n)), weights)
+    segment = Segment(name, GraphModule(attributes, graph), tuple(n.name for n in nodes if makes_tensors(n)), weights)
     return segment, inputs, results
 
 

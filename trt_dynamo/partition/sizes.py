@@ -41,6 +41,27 @@ def inner_sizes(nodes: Collection[Node]) -> set[Node]:
     return {size for size, inner in found.items() if inner}
 
 
+def with_floats(nodes: list[Node]) -> list[Node]:
+    """These nodes, each after the floats made of sizes that it reads: a segment computes those for itself."""
+    found: dict[Node, None] = {}
+
+    def add(node: Node) -> None:
+        for source in node.all_input_nodes:
+            if is_float(source) and source not in found:
+                add(source)
+        found[node] = None
+
+    for node in nodes:
+        add(node)
+    return list(found)
+
+
+def is_float(node: Node) -> bool:
+    """Whether the node makes a float out of sizes and other such floats."""
+    made = node.op == "call_function" and isinstance(node.meta.get("val"), torch.SymFloat)
+    return made and not any(isinstance(source.meta.get("val"), torch.Tensor) for source in node.all_input_nodes)
+
+
 def read_outside(node: Node, inside: Collection[Node]) -> bool:
     """Whether anything outside of a segment reads the node, if only for its size."""
     return any(user not in inside or (is_size(user) and read_outside(user, inside)) for user in node.users)

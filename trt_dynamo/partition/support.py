@@ -20,6 +20,7 @@ from trt_dynamo.aten_converters.left_to_eager import STAYS_EAGER
 from trt_dynamo.aten_converters.network import Network, Tensor
 from trt_dynamo.errors import ConversionError, Unsupported
 from trt_dynamo.host_scalars import host_scalars
+from trt_dynamo.partition.sizes import is_float
 from trt_dynamo.profiles import dim_of, symbols_of
 from trt_dynamo.trt import trt
 
@@ -115,6 +116,9 @@ class DryRun:
             value = argument.meta.get("val")
             if isinstance(value, torch.SymInt):
                 net.sizes.declare_value(dim_of(value), functools.partial(size_input, net, argument.name))
+            if is_float(argument):
+                for symbol in value.node.expr.free_symbols:
+                    net.sizes.declare_value(symbol, functools.partial(size_input, net, f"value_of_{symbol}"))
 
 
 def node_symbols(node: Node) -> list[sympy.Symbol]:

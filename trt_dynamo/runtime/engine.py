@@ -191,6 +191,8 @@ class Engine:
         """
         if port.size:
             return torch.tensor(int(value), dtype=torch.int64)
+        if isinstance(value, int):  # a size that the engine computes with
+            return torch.full((), value, dtype=torch.int64, device=self.device)
         tensor: torch.Tensor = value.permute(port.order) if port.permuted else value
         if tensor.device != self.device:
             tensor = tensor.to(self.device)
