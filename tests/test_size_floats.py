@@ -87,7 +87,8 @@ def test_between_two_engines() -> None:
     def f(x: torch.Tensor) -> torch.Tensor:
         scale = x.shape[0] / 3
         ordered = torch.linalg.cholesky_ex((x.mT @ x + torch.eye(3)) * scale)[0]
-        return (ordered.exp() * scale).sum() * scale + torch.linalg.det(torch.eye(2) * scale)
+        result: torch.Tensor = (ordered.exp() * scale).sum() * scale + torch.linalg.det(torch.eye(2) * scale)
+        return result
 
     fast = compiled(f, dynamic=True)
     for rows in (4, 8, 9):

@@ -116,7 +116,7 @@ class DryRun:
             value = argument.meta.get("val")
             if isinstance(value, torch.SymInt):
                 net.sizes.declare_value(dim_of(value), functools.partial(size_input, net, argument.name))
-            if is_float(argument):
+            if isinstance(value, torch.SymFloat) and is_float(argument):
                 for symbol in value.node.expr.free_symbols:
                     net.sizes.declare_value(symbol, functools.partial(size_input, net, f"value_of_{symbol}"))
 
