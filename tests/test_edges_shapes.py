@@ -281,7 +281,8 @@ FAMILIES: dict[str, Callable[[], st.SearchStrategy[Call]]] = {
 
 UNSUPPORTED = (
     "TensorRT has floats only",
-    "an argument of type SymFloat",
+    "a symbolic kernel",
+    "a float that was made of a symbolic size",
     "the size Abs",
     "ToFloat",  # the size of a range whose step is no whole number
 )

@@ -14,6 +14,9 @@ from trt_dynamo.testing import check
 
 aten = torch.ops.aten
 
+# Some versions of the profiler warn of how they count.
+pytestmark = pytest.mark.filterwarnings("ignore:.*[Pp]rofiler.*")
+
 MASKS: dict[str, tuple[torch.Tensor | None, int | None]] = {
     "none": (None, None),
     "positions": (torch.ones(5, 5, dtype=torch.bool).triu(1), 0),
