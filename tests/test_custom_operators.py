@@ -50,7 +50,7 @@ def count_into_fake(x: torch.Tensor, counter: torch.Tensor) -> torch.Tensor:
 
 
 def scaled_backward(ctx: torch.autograd.function.FunctionCtx, grad: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
-    return grad * 3.0, None, None, None
+    return grad * 3.0, None, None
 
 
 scaled.register_autograd(scaled_backward)
