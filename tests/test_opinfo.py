@@ -11,10 +11,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from benchmarks.op_coverage import readme_table
+from benchmarks.op_coverage import MODES, readme_table
 from tests.op_cases import DTYPES, Outcome, case_at, cases, expectations, names, run
-
-MODES = ("static", "dynamic")
 
 # torch warns of much in its own samples.
 quiet = pytest.mark.filterwarnings("ignore")

@@ -114,7 +114,9 @@ class Walker:
             raise
         except Exception as error:
             if any(isinstance(n.meta.get("val"), torch.SymFloat) for n in node.all_input_nodes):
-                raise Unsupported("a float that was made of a symbolic size, where a number must be known") from error
+                raise Unsupported(
+                    f"a float that was made of a symbolic size, where a number must be known ({error})"
+                ) from error
             raise ConversionError(
                 f"the converter of {node.target} failed at {node.format_node()}: {type(error).__name__}: {error}"
             ) from error

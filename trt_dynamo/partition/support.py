@@ -171,8 +171,7 @@ def made_elsewhere(module: GraphModule, device: torch.device) -> dict[Node, torc
     found: dict[Node, torch.device] = {}
     numbers: set[Node] = set()
     for node in reversed(module.graph.nodes):
-        values = [v for v in pytree.tree_leaves(node.meta.get("val")) if isinstance(v, torch.Tensor)]
-        others = [v for v in values if v.device != device]
+        others = [value for value in tensors_of(node) if value.device != device]
         if not others or node.op != "call_function":
             continue
         plain = all(v.ndim == 0 and v.device.type == "cpu" for v in others)
@@ -185,7 +184,7 @@ def made_elsewhere(module: GraphModule, device: torch.device) -> dict[Node, torc
 
 def is_on(node: Node, device: torch.device) -> bool:
     """Whether the node makes tensors, all of them on the device."""
-    values = [v for v in pytree.tree_leaves(node.meta.get("val")) if isinstance(v, torch.Tensor)]
+    values = tensors_of(node)
     return node.op == "call_function" and bool(values) and all(v.device == device for v in values)
 
 
@@ -195,6 +194,11 @@ def makes_tensors(node: Node) -> bool:
     return isinstance(value, torch.Tensor) or (
         isinstance(value, tuple | list) and any(isinstance(v, torch.Tensor) for v in value)
     )
+
+
+def tensors_of(node: Node) -> list[torch.Tensor]:
+    """The tensors in the node's value."""
+    return [value for value in pytree.tree_leaves(node.meta.get("val")) if isinstance(value, torch.Tensor)]
 
 
 def chosen_eager(node: Node, eager_ops: Sequence[str]) -> bool:
