@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from trt_dynamo.backend import tensorrt
     from trt_dynamo.explanation import explain
     from trt_dynamo.reports import report, reset_report
+    from trt_dynamo.weights import weights_changed
 
 __version__ = "0.1.0"
 
@@ -36,6 +37,7 @@ __all__ = [
     "report",
     "reset_report",
     "tensorrt",
+    "weights_changed",
 ]
 
 # Where each name comes from that is loaded at its first use.
@@ -47,6 +49,7 @@ LAZY = {
     "report": "trt_dynamo.reports",
     "reset_report": "trt_dynamo.reports",
     "tensorrt": "trt_dynamo.backend",
+    "weights_changed": "trt_dynamo.weights",
 }
 
 

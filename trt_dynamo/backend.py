@@ -26,7 +26,7 @@ from trt_dynamo.aten_converters import ConvertedNetwork, convert
 from trt_dynamo.aten_converters.registry import lookup
 from trt_dynamo.build import build, profile_of
 from trt_dynamo.cache import Plan, digest, get_or_build, segment_key
-from trt_dynamo.errors import SettingsError, TrtDynamoError
+from trt_dynamo.errors import SettingsError, TrtDynamoError, WeightsMoved
 from trt_dynamo.graph_breaks import warn_if_recurrent_skipped
 from trt_dynamo.lowering import Lowered, lower
 from trt_dynamo.lowering.lengths import keeps_lengths
@@ -96,9 +96,8 @@ def segment_module(segment: Segment, device: torch.device, settings: Settings) -
         segment.module,
         [names.index(name) for name in segment.weights],
         functools.partial(make_engine, segment, device, settings),
-        digest,
         settings,
-        device,
+        "not supported yet",
     )
 
 
@@ -107,29 +106,35 @@ def make_engine(
     device: torch.device,
     settings: Settings,
     weights: Sequence[torch.Tensor] | None,
-    digests: Sequence[str],
     ranges: Mapping[sympy.Symbol, Range],
+    *,
+    refit: bool = False,
+    unchanged: Callable[[], bool] = lambda: True,
 ) -> Engine:
     """The engine of a segment with these weights baked in, or taking them as inputs if None: cached, or converted and
-    built.
+    built. With `refit` its weights can be changed, and must be before its first use: a cached one has others.
 
     Raises:
         Unsupported, ConversionError, BuildError, EngineError: as their docstrings say.
+        WeightsMoved: the weights are no longer `unchanged`, so nothing was stored under their digests.
     """
-    baked = dict(zip(segment.weights, weights, strict=True)) if weights is not None else {}
-    if settings.runtime == "reference":
-        # A plan has copies of its weights; the stand-in's network would read the model's own memory, and hide a stale
-        # weight.
-        baked = {name: tensor.detach().clone() for name, tensor in baked.items()}
-    converted = functools.cache(lambda: convert(segment.module, baked, ranges))
+    given = dict(zip(segment.weights, weights, strict=True)) if weights is not None else {}
     key = segment_key(
         segment.module,
         ranges=ranges,
-        weights=dict(zip(baked, digests, strict=True)),
+        weights=dict.fromkeys(given, "refit") if refit else {name: digest(tensor) for name, tensor in given.items()},
         settings=settings,
         platform=platform_of(device, settings),
         converters=converters_version(segment),
     )
+
+    @functools.cache
+    def converted() -> ConvertedNetwork:
+        # Copies: TensorRT reads them while it builds, when the model may train on.
+        copies = {name: tensor.detach().clone() for name, tensor in given.items()}
+        if not refit and not unchanged():
+            raise WeightsMoved(f"the weights of {segment.name} changed while its engine was built")
+        return convert(segment.module, copies, ranges)
 
     def build_plan() -> Plan:
         network = converted()
@@ -141,14 +146,20 @@ def make_engine(
     plan, hit = get_or_build(key, build_plan, settings)
     spend("load_seconds" if hit else "build_seconds", time.perf_counter() - started)
     count("cache_hits" if hit else "cache_misses")
+    if not refit and not unchanged():
+        raise WeightsMoved(f"the weights of {segment.name} changed while its engine was built")
     if settings.runtime == "reference":
-        from trt_dynamo.reference import ReferenceEngine
-
-        network = converted()
-        raw = ReferenceEngine(network.network.raw, [profile_of(network, ranges)], network.constants, device)
-        # Equal segments share a plan, but this network has this segment's names.
-        return Engine(raw, manifest_of(network), device, owner=network)
+        return stand_in(converted(), ranges, device)
     return load_plan(plan.data, plan.manifest, device)
+
+
+def stand_in(network: ConvertedNetwork, ranges: Mapping[sympy.Symbol, Range], device: torch.device) -> Engine:
+    """The reference evaluator in an engine's place. Equal segments share a plan, but this network has its own names."""
+    from trt_dynamo.reference import ReferenceEngine
+
+    profiles = [profile_of(network, ranges)]
+    raw = ReferenceEngine(network.network.raw, profiles, network.constants, device)
+    return Engine(raw, manifest_of(network), device, owner=network)
 
 
 def read_settings(keywords: Mapping[str, Any]) -> Settings:

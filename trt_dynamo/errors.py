@@ -25,5 +25,9 @@ class EngineError(TrtDynamoError):
     """An engine could not be loaded, bound or run."""
 
 
+class WeightsMoved(TrtDynamoError):
+    """The weights changed while an engine was built from them. Never reaches a user: the next call asks again."""
+
+
 class SettingsError(TrtDynamoError, ValueError):
     """An unknown option, or a value that does not parse. The text names the nearest valid choice."""

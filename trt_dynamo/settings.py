@@ -29,7 +29,8 @@ PREFIX = "TRT_DYNAMO_"
 
 Runtime = Literal["auto", "tensorrt", "reference", "eager"]
 Flavor = Literal["auto", "tensorrt", "tensorrt_rtx"]
-WeightsCheck = Literal["auto", "observed", "always"]
+Weights = Literal["auto", "frozen", "inputs"]
+WeightsCheck = Literal["always", "observed"]
 Rebuild = Literal["background", "sync", "never"]
 Compile = Literal["sync", "background"]
 CacheMode = Literal["on", "readonly", "refresh", "off"]
@@ -115,13 +116,21 @@ class Settings:
     max_weight_sets: int = setting(
         4, "how many sets of weights (a model, its EMA copy, ...) get engines of their own", low=1
     )
-    weights_check: WeightsCheck = setting(
+    weights: Weights = setting(
         "auto",
-        "how a change of weights is noticed at a call: `observed` (versions, addresses, optimizer steps; misses writes "
-        "through `.data` or NumPy), `always` (reads every weight), `auto` (`always` on the CPU, `observed` on a GPU)",
+        "how an engine gets the weights: `auto` (copied into it, and each change is seen and followed; as inputs where "
+        "they are more than 1 GiB), `frozen` (copied into it, and you promise that they do not change), `inputs` (it "
+        "reads the model's own memory at each call: no copy, nothing to follow, fewer optimizations)",
+    )
+    weights_check: WeightsCheck = setting(
+        "always",
+        "how a change of weights is noticed at a call: `always` (their content is read, beside the engine's work), "
+        "`observed` (by versions, addresses and optimizer steps, which misses writes through `.data` or NumPy)",
     )
     rebuild_after: int = setting(
-        8, "after a change of weights, how many calls with the same weights run in eager before the engine is rebuilt"
+        8,
+        "where engines cannot be refitted: after a change of weights, how many calls with the same weights run in "
+        "eager before the engine is rebuilt",
     )
     compile: Compile = setting(
         "sync", "the first build: `sync` waits for it, `background` answers in eager until the engine is ready"
@@ -130,6 +139,18 @@ class Settings:
         "background",
         "what follows when an engine no longer fits (a size outside its profile, changed weights): eager answers "
         "meanwhile (`background`), the call waits (`sync`), or eager answers from then on (`never`)",
+    )
+    profiles: int | Path = setting(
+        1,
+        "how many profiles an engine has (more than one: a narrow one for the sizes that come most), or the path of a "
+        ".json file with the ranges of sizes, as `record_shapes` saves it (docs/shapes.md)",
+        low=1,
+    )
+    max_tensor_bytes: int | None = setting(
+        2 * 2**30,
+        "the range of a size ends where a tensor of the engine would pass this, unless a call asks for more",
+        unit="bytes",
+        low=1,
     )
     training: Training = setting(
         "eager", "what runs the graphs that a backward pass may follow: `eager`, or `inductor` compiles them"
@@ -164,6 +185,16 @@ class Settings:
                 )
             values[name] = parse(name, value, shown=f"option {name!r}")
         return dataclasses.replace(self, **values)
+
+    @property
+    def profile_count(self) -> int:
+        """How many profiles an engine has."""
+        return self.profiles if isinstance(self.profiles, int) else 1
+
+    @property
+    def profiles_file(self) -> Path | None:
+        """The file with the ranges of sizes, if there is one."""
+        return self.profiles if isinstance(self.profiles, Path) else None
 
     def engine_fields(self) -> dict[str, Any]:
         """The settings that change an engine, for the cache's key."""
@@ -256,6 +287,8 @@ def convert(kind: Any, value: Any, rule: Rule) -> Any:
     origin, arguments = typing.get_origin(kind), typing.get_args(kind)
     if origin is Literal:
         return convert_choice(value, arguments)
+    if origin in (typing.Union, types.UnionType) and type(None) not in arguments:
+        return convert_number_or_file(value, rule)
     if origin in (typing.Union, types.UnionType):
         if value is None or (isinstance(value, str) and value.strip().lower() in ("", "none", "default")):
             return None
@@ -330,6 +363,16 @@ def convert_number(value: Any, rule: Rule) -> int:
     if number < rule.low or (rule.high is not None and number > rule.high):
         raise ValueError(f"expected {expected}")
     return number
+
+
+def convert_number_or_file(value: Any, rule: Rule) -> int | Path:
+    """A whole number within the rule's bounds, or the absolute path of a `.json` file."""
+    if isinstance(value, str | os.PathLike) and os.fspath(value).strip().lower().endswith(".json"):
+        return Path(os.fspath(value).strip()).expanduser().absolute()
+    try:
+        return convert_number(value, rule)
+    except ValueError as error:
+        raise ValueError(f"{error}, or the path of a .json file") from None
 
 
 def digits(value: Any) -> str:

@@ -1,9 +1,9 @@
 """Which weights a call came with, and whether they are still what an engine was built from.
 
 Nothing in Dynamo guards which parameters a compiled graph is called with: two instances of a class share it. So an
-engine belongs to a `WeightSet`, found by the identity of the tensors; a set notices changes by each tensor's version
-and address, and by the optimizers' global hook for the fused ones, which bump no version. A doubt is settled by
-content.
+engine belongs to a `WeightSet`, found by the identity of the tensors. At each call, beside the engine's own work, the
+set compares what it can see of the weights with what it saw when the engine got them; see docs/weights.md for what each
+way of looking sees, and what it costs.
 """
 
 from __future__ import annotations
@@ -12,17 +12,26 @@ import dataclasses
 import threading
 import weakref
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch.optim.optimizer import register_optimizer_step_post_hook
 
+from trt_dynamo.fingerprints import Fingerprints
+
+# How a set looks at its weights at each call: it reads all of them; it looks at versions, addresses and the optimizers'
+# steps, which misses a write through `.data`; or it only asks which weights they are.
+Check = Literal["always", "observed", "frozen"]
+
 
 class StepCounter:
-    """Counts the steps of all optimizers of this process, from the first time that anybody asks."""
+    """Counts the steps of all optimizers of this process, from the first time that anybody asks, and the changes that
+    the user declares.
+    """
 
     def __init__(self) -> None:
         self.count = 0
+        self.declared = 0
         self.lock = threading.Lock()
         self.handle: Any = None
 
@@ -34,21 +43,64 @@ class StepCounter:
     def stepped(self, *_: Any) -> None:
         self.count += 1
 
+    def declare(self) -> None:
+        self.count += 1
+        self.declared += 1
+
 
 STEPS = StepCounter()
 
 
+def weights_changed() -> None:
+    """Says that weights of compiled models changed in a way that the settings keep from being seen: with
+    `weights=frozen` any way, with `weights_check=observed` a write through `tensor.data`, NumPy or a CUDA graph.
+
+    Before its next answer every engine compares the content of its weights with what it holds.
+    """
+    STEPS.declare()
+
+
+class Reader:
+    """Reads the content of the weights of a set where they are; one call uses it at a time."""
+
+    def __init__(self, tensors: Sequence[torch.Tensor]) -> None:
+        devices: dict[torch.device, list[int]] = {}
+        for index, tensor in enumerate(tensors):
+            devices.setdefault(tensor.device, []).append(index)
+        self.parts = [(places, Fingerprints([tensors[i] for i in places])) for places in devices.values()]
+
+    def record(self) -> None:
+        """Marks the point of the caller's stream whose content counts."""
+        for _, part in self.parts:
+            part.record()
+
+    def read(self, tensors: Sequence[torch.Tensor]) -> bytes:
+        """The content, as bytes that are equal where it is."""
+        if len(self.parts) == 1:
+            part = self.parts[0][1]
+            part.start(tensors)
+            return part.read(tensors)
+        chosen = [[tensors[i] for i in places] for places, _ in self.parts]
+        for (_, part), mine in zip(self.parts, chosen, strict=True):
+            part.start(mine)
+        return b"".join(part.read(mine) for (_, part), mine in zip(self.parts, chosen, strict=True))
+
+
 @dataclasses.dataclass(eq=False, slots=True)
-class Observed:
-    """What could be seen of the weights, without reading them, when their content was last known."""
+class Snapshot:
+    """What was seen of the weights when an engine got exactly them. `readers` are those that no call uses now."""
 
-    versions: list[int]
+    identity: list[int]
     pointers: list[int]
+    versions: list[int]
     steps: int
+    declared: int
+    content: bytes
+    readers: list[Reader]
 
 
-def observe(tensors: Sequence[torch.Tensor]) -> Observed:
-    return Observed([t._version for t in tensors], [t.data_ptr() for t in tensors], STEPS.count)
+# What a call has begun with: compared with the weights after the engine was started.
+Begun = tuple[Snapshot, Reader | None]
 
 
 class WeightSet:
@@ -59,48 +111,84 @@ class WeightSet:
     """
 
     def __init__(
-        self,
-        tensors: Sequence[torch.Tensor],
-        digest: Callable[[torch.Tensor], str],
-        on_death: Callable[[], object] = lambda: None,
+        self, tensors: Sequence[torch.Tensor], check: Check = "always", on_death: Callable[[], object] = lambda: None
     ) -> None:
         STEPS.watch()
-        self.digest = digest
+        self.check = check
         self.dead = False
         self.on_death = on_death
+        self.references: list[Any] = []
+        self.snapshot = self.take(tensors)
+
+    def take(self, tensors: Sequence[torch.Tensor]) -> Snapshot:
+        """What there is to see now. The content is read last: a write meanwhile shows as a doubt later on."""
+        steps, declared = STEPS.count, STEPS.declared
+        pointers, versions = pointers_of(tensors), versions_of(tensors)
         self.references = [weakref.ref(t.untyped_storage(), self.mark_dead) for t in tensors]
-        self.seen = observe(tensors)
-        self.digests = [digest(t) for t in tensors]
+        reader = Reader(tensors)
+        reader.record()
+        return Snapshot(identity(tensors), pointers, versions, steps, declared, reader.read(tensors), [reader])
 
     def mark_dead(self, _: object) -> None:
         self.dead = True
         self.on_death()
 
-    def is_unchanged(self, tensors: Sequence[torch.Tensor]) -> bool:
-        """Whether nothing can be seen that points to a change since the content was last read."""
-        seen = self.seen
-        return (
-            seen.steps == STEPS.count
-            and [t._version for t in tensors] == seen.versions
-            and [t.data_ptr() for t in tensors] == seen.pointers
-        )
+    def begin(self, tensors: Sequence[torch.Tensor]) -> Begun:
+        """To be called before the engine is started, and handed to `holds` afterwards."""
+        snapshot = self.snapshot
+        if self.check != "always":
+            return snapshot, None
+        try:
+            reader = snapshot.readers.pop()
+        except IndexError:
+            if pointers_of(tensors) != snapshot.pointers:
+                return snapshot, None
+            reader = Reader(tensors)
+        reader.record()
+        return snapshot, reader
 
-    def refresh(self, tensors: Sequence[torch.Tensor], *, everything: bool = False) -> bool:
-        """Reads the content of whatever may have changed, or of everything. True if any of it did."""
-        now, before = observe(tensors), self.seen
-        stepped = everything or now.steps != before.steps
-        changed = False
-        for index, tensor in enumerate(tensors):
-            moved = now.versions[index] != before.versions[index] or now.pointers[index] != before.pointers[index]
-            if not (moved or stepped):
-                continue
-            found = self.digest(tensor)
-            changed |= found != self.digests[index]
-            self.digests[index] = found
-        self.seen = now
-        return changed
+    def holds(self, begun: Begun, tensors: Sequence[torch.Tensor]) -> bool:
+        """Whether the engine's answer is one for these weights: nothing points to a change since the snapshot that the
+        call began with. Another thread may have taken another snapshot, and changed the engine, meanwhile.
+        """
+        snapshot, reader = begun
+        if self.check == "frozen":
+            return snapshot.declared == STEPS.declared and identity(tensors) == snapshot.identity
+        if self.check == "observed":
+            return (
+                snapshot.steps == STEPS.count
+                and identity(tensors) == snapshot.identity
+                and versions_of(tensors) == snapshot.versions
+                and pointers_of(tensors) == snapshot.pointers
+            )
+        if reader is None or pointers_of(tensors) != snapshot.pointers:
+            return False
+        try:
+            return reader.read(tensors) == snapshot.content
+        finally:
+            snapshot.readers.append(reader)
+
+    def is_content(self, tensors: Sequence[torch.Tensor], content: bytes) -> bool:
+        """Whether the tensors hold, now, what `content` says."""
+        reader = Reader(tensors)
+        reader.record()
+        return reader.read(tensors) == content
+
+    def changed(self, tensors: Sequence[torch.Tensor]) -> bool:
+        """Whether the content is another than at the last snapshot; takes a new one."""
+        before = self.snapshot.content
+        self.snapshot = self.take(tensors)
+        return self.snapshot.content != before
 
 
-def identity(tensors: Sequence[torch.Tensor]) -> tuple[int, ...]:
-    """The key of a set, as long as the set is not dead; another tensor at the same place has other memory."""
-    return tuple(map(id, tensors))
+def identity(tensors: Sequence[torch.Tensor]) -> list[int]:
+    """Which tensors these are, as long as they live; another tensor at the same place has other memory."""
+    return list(map(id, tensors))
+
+
+def pointers_of(tensors: Sequence[torch.Tensor]) -> list[int]:
+    return list(map(torch.Tensor.data_ptr, tensors))
+
+
+def versions_of(tensors: Sequence[torch.Tensor]) -> list[int]:
+    return [t._version for t in tensors]

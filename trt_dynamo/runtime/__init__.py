@@ -6,52 +6,62 @@ answers every call that eager would answer, and counts why it did not use an eng
 
 from __future__ import annotations
 
-import dataclasses
 import functools
 import logging
 import threading
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, Protocol
 
 import sympy
 import torch
 from torch.fx import GraphModule
 
-from trt_dynamo.errors import BuildError, EngineError, TrtDynamoError, Unsupported
+from trt_dynamo.errors import BuildError, EngineError, TrtDynamoError, Unsupported, WeightsMoved
 from trt_dynamo.profiles import Range, grown_for, ranges_of
 from trt_dynamo.reports import count
 from trt_dynamo.runtime.background import run_in_background, wait_for_builds
 from trt_dynamo.runtime.engine import Engine, OutsideProfile
+from trt_dynamo.runtime.slots import Slot
 from trt_dynamo.settings import Settings
-from trt_dynamo.weights import WeightSet, identity
+from trt_dynamo.weights import Check, WeightSet, identity
 
 log = logging.getLogger(__name__)
 
 Ranges = Mapping[sympy.Symbol, Range]
 
-# Makes an engine: the weights to bake in (None: they are inputs), the digests of their content, the ranges of sizes.
-MakeEngine = Callable[[Sequence[torch.Tensor] | None, Sequence[str], Ranges], Engine]
-
 WEIGHTS_CHANGED = "the weights changed"
 RANGE_GROWN = "a size outside the profile"
+BEING_BUILT = "the engine is being built"
+CAPTURED = "a CUDA graph is being captured, whose replays would not see that a weight changed"
+
+# With `weights=auto`, weights of more bytes than this are not copied into an engine, nor read at each call to see
+# whether they changed: the engine takes them as inputs.
+BAKED_AT_MOST = 2**30
+
+# How often a call starts an engine anew because the weights changed under it, before eager answers.
+ATTEMPTS = 3
 
 
-@dataclasses.dataclass(eq=False)
-class Slot:
-    """The place of one engine. `weights` are those baked into it, None where it takes them as inputs."""
+class MakeEngine(Protocol):
+    """Makes an engine with the weights baked in (None: it takes them as inputs), for ranges of sizes. `refit`: one
+    whose weights can be changed, and must be before its first use; `unchanged` says whether the weights still are what
+    they were when the engine was asked for.
+    """
 
-    weights: WeightSet | None
-    engine: Engine | None = None
-    calm: int = 0  # calls since the weights last changed
-    building: bool = False
-
-    def holds(self, tensors: Sequence[torch.Tensor]) -> bool:
-        """Whether there is an engine, and nothing points to a change of the weights in it."""
-        return self.engine is not None and self.weights is not None and self.weights.is_unchanged(tensors)
+    def __call__(
+        self,
+        weights: Sequence[torch.Tensor] | None,
+        ranges: Ranges,
+        *,
+        refit: bool = False,
+        unchanged: Callable[[], bool] = lambda: True,
+    ) -> Engine: ...
 
 
 class SegmentModule(torch.nn.Module):
-    """Runs one segment. `positions` are those of its arguments that are baked into engines."""
+    """Runs one segment. `positions` are those of its arguments that may be baked into engines; `why_no_refit` says why
+    engines whose weights can be changed cannot be had, where that is so.
+    """
 
     def __init__(
         self,
@@ -59,45 +69,61 @@ class SegmentModule(torch.nn.Module):
         module: GraphModule,
         positions: Sequence[int],
         make_engine: MakeEngine,
-        digest: Callable[[torch.Tensor], str],
         settings: Settings,
-        device: torch.device,
+        why_no_refit: str | None = None,
     ) -> None:
         super().__init__()
         self.name = name
         self.eager = module
         self.positions = tuple(positions)
         self.make_engine = make_engine
-        self.digest = digest
         self.settings = settings
         self.values = [node.meta["val"] for node in module.graph.nodes if node.op == "placeholder"]
         self.ranges: Ranges = ranges_of(self.values)
-        check = settings.weights_check
-        self.reads_weights = bool(positions) and (check == "always" or (check == "auto" and device.type == "cpu"))
+        self.check: Check = "frozen" if settings.weights == "frozen" else settings.weights_check
+        self.takes_inputs = takes_inputs([self.values[i] for i in positions], settings)
+        self.on_cuda = any(isinstance(v, torch.Tensor) and v.is_cuda for v in self.values)
         self.lock = threading.RLock()
         self.slots: dict[tuple[int, ...], Slot] = {}
-        self.shared: Slot | None = None  # for more sets of weights than get engines of their own
+        self.likely: dict[int, Slot] = {}  # by the first weight: which slot a call will need
+        self.shared: Slot | None = None  # for weights as inputs, and for more sets of them than get their own engines
         self.moved: set[tuple[int, ...]] = set()  # sets whose memory was freed
+        self.refits = False  # engines are built so that their weights can be changed
+        self.why_no_refit = why_no_refit
+        self.why_no_inputs: str | None = None  # why no engine takes the weights as inputs
         self.broken: str | None = None
         self.widest: str | None = None  # why the ranges grow no more
         self.failure: TrtDynamoError | None = None  # of a build in the background, for `strict`
 
     def forward(self, *args: Any) -> tuple[torch.Tensor, ...]:
         tensors = [args[i] for i in self.positions]
-        slot, reason = self.slot_for(tensors)
-        engine = slot.engine if slot is not None else None
-        while slot is not None and engine is not None:
+        slot, reason = self.first_guess(tensors)
+        attempts = 0
+        while slot is not None and slot.ready:
+            begun = slot.begin(tensors)
             try:
-                results = engine(args)
+                assert slot.engine is not None
+                results = slot.engine(args)
             except OutsideProfile as error:
-                reason = "outside the profile"
-                engine = self.widen(slot, tensors, args, error)
+                guessed = slot
+                slot, reason = self.slot_for(tensors)
+                if slot is guessed and slot.ready and self.widen(slot, tensors, args, error) is None:
+                    reason = "outside the profile"
+                    break
+                continue
             except TrtDynamoError as error:
                 self.give_up(error)
-                reason, engine = "the engine failed", None
-            else:
+                reason = "the engine failed"
+                break
+            # After the engine was started, so that its own work hides the cost.
+            if slot.holds(begun, tensors):
                 count("engine_calls")
                 return results
+            attempts += 1
+            if attempts == ATTEMPTS:
+                reason = WEIGHTS_CHANGED
+                break
+            slot, reason = self.slot_for(tensors)
         count("eager_calls", reason)
         return tuple(self.eager.forward(*args))
 
@@ -108,59 +134,110 @@ class SegmentModule(torch.nn.Module):
 
     # -- which engine fits the weights --------------------------------------------------------------------------------
 
+    def first_guess(self, tensors: Sequence[torch.Tensor]) -> tuple[Slot | None, str]:
+        """The slot that the call will probably need, to be confirmed when its engine has been started."""
+        shared = self.shared
+        if shared is not None and self.takes_inputs:
+            return (shared, BEING_BUILT) if shared.ready or shared.building else self.slot_for(tensors)
+        if self.on_cuda and self.check != "frozen" and torch.cuda.is_current_stream_capturing():
+            return None, CAPTURED
+        slot = self.likely.get(id(tensors[0])) if tensors else None
+        return (slot, "") if slot is not None and slot.ready else self.slot_for(tensors)
+
     def slot_for(self, tensors: Sequence[torch.Tensor]) -> tuple[Slot | None, str]:
-        """The slot for these weights, or why there is none. Its engine, if it has one, holds exactly these."""
-        slot = self.slots.get(identity(tensors)) if not self.reads_weights else None
-        if slot is not None and slot.holds(tensors):
-            return slot, ""
+        """The slot for these weights, or why there is none. Its engine, if it is ready, has exactly these."""
         if self.broken is not None:
             return None, self.broken
         if self.failure is not None:
             raise self.failure
         with self.lock:
-            return self.serve(tensors, "another set of weights", self.settings.compile == "background")
+            slot, reason = self.serve(tensors, "another set of weights", self.settings.compile == "background")
+            if slot is not None and slot.engine is not None and slot.stale and not self.refit(slot, tensors):
+                return None, WEIGHTS_CHANGED
+            if slot is not None and slot.weights is not None:
+                self.likely[id(tensors[0])] = slot
+        return slot, reason
 
     def serve(self, tensors: Sequence[torch.Tensor], why: str, background: bool) -> tuple[Slot | None, str]:
-        key = identity(tensors)
+        """The slot of a set of weights. A slot with an engine that is `stale` is for `refit`."""
+        if self.takes_inputs:
+            found = self.serve_shared(tensors, why, background)
+            if self.takes_inputs:  # still: an engine could be built so
+                return found
+        key = tuple(identity(tensors))
         slot = self.slots.get(key)
         if slot is None:
-            if len(self.slots) >= max(self.settings.max_weight_sets, 1):
-                return self.serve_shared(tensors, background)
-            slot = self.slots[key] = Slot(WeightSet(tensors, self.digest, functools.partial(self.forget, key)))
+            if len(self.slots) >= self.settings.max_weight_sets:
+                why = f"more than max_weight_sets={self.settings.max_weight_sets} sets of weights; they are inputs"
+                return self.serve_shared(tensors, why, background)
+            weights = WeightSet(tensors, self.check, functools.partial(self.forget, key))
+            slot = self.slots[key] = Slot(weights)
             if key not in self.moved:
-                return self.build(slot, tensors, why, background), "the engine is being built"
+                return self.build(slot, tensors, why, background), BEING_BUILT
             # The same parameters with new memory (`p.data = ...`): a change like any other.
             self.moved.discard(key)
             self.note_change()
-        assert slot.weights is not None
-        doubt = self.reads_weights or not slot.weights.is_unchanged(tensors)
-        if doubt and slot.weights.refresh(tensors, everything=self.reads_weights):
-            if slot.engine is not None:
-                self.note_change()
-            slot.engine, slot.calm = None, 0
+        else:
+            assert slot.weights is not None
+            if slot.weights.changed(tensors):
+                slot.calm = 0
+                if slot.engine is not None and not getattr(slot.engine, "refittable", False):
+                    self.note_change()
+                    slot.engine = None
+                slot.stale = slot.engine is not None
         if slot.engine is not None or slot.building:
-            return slot, "the engine is being built"
+            return slot, BEING_BUILT
         slot.calm += 1
-        if slot.calm <= self.settings.rebuild_after or self.settings.rebuild == "never":
+        # An engine that can be refitted is worth building at the first change; one for these weights when they rest.
+        if self.settings.rebuild == "never" or (not self.refits and slot.calm <= self.settings.rebuild_after):
             return None, WEIGHTS_CHANGED
         count("rebuilds", WEIGHTS_CHANGED)
         return self.build(slot, tensors, WEIGHTS_CHANGED, self.settings.rebuild == "background"), WEIGHTS_CHANGED
 
-    def serve_shared(self, tensors: Sequence[torch.Tensor], background: bool) -> tuple[Slot | None, str]:
+    def serve_shared(self, tensors: Sequence[torch.Tensor], why: str, background: bool) -> tuple[Slot | None, str]:
+        if self.why_no_inputs is not None:
+            return None, self.why_no_inputs
         if self.shared is None:
             self.shared = Slot(None)
-            why = f"more than max_weight_sets={self.settings.max_weight_sets} sets of weights; it takes them as inputs"
-            return self.build(self.shared, tensors, why, background), "the engine is being built"
-        return self.shared, "the engine is being built"
+            return self.build(self.shared, tensors, why, background), BEING_BUILT
+        return self.shared, BEING_BUILT
+
+    def refit(self, slot: Slot, tensors: Sequence[torch.Tensor]) -> bool:
+        """Gives the slot's engine the weights that the slot's set has by now. False, and no engine, where it fails."""
+        assert slot.engine is not None
+        try:
+            slot.engine.refit(tensors)  # type: ignore[attr-defined]
+        except TrtDynamoError as error:
+            if self.settings.strict:
+                raise
+            log.warning(
+                "%s: its engine is rebuilt after each change, since it cannot be refitted: %s", self.name, error
+            )
+            self.refits, self.why_no_refit = False, str(error)
+            slot.engine, slot.stale, slot.calm = None, False, 0
+            return False
+        slot.stale = False
+        count("refits")
+        return True
 
     def note_change(self) -> None:
+        """At a change that no engine can follow: from now on they are built so that they can."""
+        self.refits = self.why_no_refit is None
+        if self.refits:
+            log.info("%s: its weights changed; it gets an engine whose weights can be changed", self.name)
+            return
         log.info(
-            "%s: its weights changed; eager serves until they rest for %d calls", self.name, self.settings.rebuild_after
+            "%s: its weights changed; eager serves until they rest for %d calls, since engines cannot be refitted: %s",
+            self.name,
+            self.settings.rebuild_after,
+            self.why_no_refit,
         )
 
     def forget(self, key: tuple[int, ...]) -> None:
         """Lets go of the engine of weights whose memory is gone, perhaps with their model."""
-        if self.slots.pop(key, None) is not None:
+        slot = self.slots.pop(key, None)
+        if slot is not None:
+            self.likely = {first: each for first, each in self.likely.items() if each is not slot}
             if len(self.moved) > 100:
                 self.moved.clear()
             self.moved.add(key)
@@ -190,7 +267,9 @@ class SegmentModule(torch.nn.Module):
                 return None
             count("rebuilds", RANGE_GROWN)
             built = self.build(slot, tensors, RANGE_GROWN, self.settings.rebuild == "background")
-            return built.engine if built is not None and self.settings.rebuild == "sync" else None
+            if built is None or built.engine is None or self.settings.rebuild != "sync":
+                return None
+            return built.engine if not built.stale or self.refit(built, tensors) else None
 
     def outdated(self, slot: Slot) -> bool:
         """Whether the slot's engine was built for narrower ranges than the segment has by now."""
@@ -211,27 +290,53 @@ class SegmentModule(torch.nn.Module):
     def fill(self, slot: Slot, tensors: Sequence[torch.Tensor], *, in_background: bool) -> None:
         """Builds the slot's engine for the weights and ranges of now, and puts it in if the weights are still those."""
         weights, ranges = slot.weights, self.ranges
-        digests = list(weights.digests) if weights is not None else []
+        refit = weights is not None and self.refits
+        content = weights.snapshot.content if weights is not None else b""
+        unchanged = functools.partial(weights.is_content, tensors, content) if weights is not None else lambda: True
         try:
-            engine = self.make_engine(None if weights is None else tensors, digests, ranges)
+            engine = self.make_engine(
+                tensors if weights is not None else None, ranges, refit=refit, unchanged=unchanged
+            )
+        except WeightsMoved:
+            # A write during the build: the next call sees it too, and asks again.
+            slot.building = False
+            return
         except TrtDynamoError as error:
             with self.lock:
                 slot.building = False
-                if slot.engine is None or not self.stay(slot.engine, error):
+                if not self.goes_on(slot, error, refit=refit):
                     self.give_up(error, in_background=in_background)
             return
         engine.built_for = ranges
         with self.lock:
             slot.building = False
-            # A write during the build shows at the next check, which compares with what was baked.
-            if weights is None or weights.digests == digests:
-                slot.engine = engine
+            if refit:
+                slot.engine, slot.stale = engine, True
+            elif weights is None or weights.snapshot.content == content:
+                slot.engine, slot.stale = engine, False
+
+    def goes_on(self, slot: Slot, error: TrtDynamoError, *, refit: bool) -> bool:
+        """Whether there is another way after a build that failed. A bug of ours is an error all the same."""
+        if not isinstance(error, BuildError | Unsupported | EngineError):
+            return False
+        if slot.engine is not None and self.stay(slot.engine, error):
+            return True
+        if refit:
+            log.info("%s: no engine whose weights can be changed: %s", self.name, error)
+            self.refits, self.why_no_refit = False, str(error)
+            return True
+        if slot.weights is None and self.positions:
+            log.warning("%s: no engine takes these weights as inputs, so they are copied into it: %s", self.name, error)
+            self.takes_inputs, self.shared = False, None
+            self.why_no_inputs = f"no engine takes more weights as inputs: {error}"
+            return True
+        return False
 
     def stay(self, engine: Engine, error: TrtDynamoError) -> bool:
         """Whether the engine that there is goes on after a wider one could not be made: sizes outside of its ranges
-        stay in eager. A bug of ours is an error all the same.
+        stay in eager.
         """
-        if engine.built_for == self.ranges or not isinstance(error, BuildError | Unsupported | EngineError):
+        if engine.built_for == self.ranges:
             return False
         log.warning("%s: larger sizes stay in eager, no engine takes them: %s", self.name, error)
         self.ranges, self.widest = engine.built_for, str(error)
@@ -246,7 +351,15 @@ class SegmentModule(torch.nn.Module):
         log.warning("%s runs in eager from now on: %s", self.name, error)
         self.broken = f"{type(error).__name__}: {error}"
         self.slots.clear()
+        self.likely.clear()
         self.shared = None
+
+
+def takes_inputs(weights: Sequence[Any], settings: Settings) -> bool:
+    """Whether the engine takes the weights, given as fake tensors, as inputs. So does one that has none."""
+    if not weights or settings.weights == "inputs":
+        return True
+    return settings.weights == "auto" and sum(w.numel() * w.element_size() for w in weights) > BAKED_AT_MOST
 
 
 __all__ = ["Engine", "OutsideProfile", "SegmentModule", "wait_for_builds"]

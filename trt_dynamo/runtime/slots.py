@@ -1,0 +1,36 @@
+"""The places of a segment's engines, one for each set of weights.
+
+Comes in: the tensors of a call. Goes out: whether the engine in a slot has exactly these weights.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+
+import torch
+
+from trt_dynamo.runtime.engine import Engine
+from trt_dynamo.weights import Begun, WeightSet
+
+
+@dataclasses.dataclass(eq=False)
+class Slot:
+    """The place of one engine. `weights` are those baked into it, None where it takes them as inputs, or has none."""
+
+    weights: WeightSet | None
+    engine: Engine | None = None
+    stale: bool = False  # the engine has other weights: it must be refitted before it is used
+    calm: int = 0  # calls since the weights last changed
+    building: bool = False
+
+    @property
+    def ready(self) -> bool:
+        return self.engine is not None and not self.stale
+
+    def begin(self, tensors: Sequence[torch.Tensor]) -> Begun | None:
+        return None if self.weights is None else self.weights.begin(tensors)
+
+    def holds(self, begun: Begun | None, tensors: Sequence[torch.Tensor]) -> bool:
+        """Whether the answer that began so is one for these weights."""
+        return begun is None or (self.weights is not None and self.weights.holds(begun, tensors))
