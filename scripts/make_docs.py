@@ -67,6 +67,8 @@ def values(kind: Any, rule: Rule) -> str:
     origin, arguments = typing.get_origin(kind), typing.get_args(kind)
     if origin is Literal:
         return ", ".join(f"`{choice}`" for choice in arguments)
+    if origin in (typing.Union, types.UnionType) and type(None) not in arguments:
+        return ", or ".join(values(argument, rule) for argument in arguments).replace("a folder", "a file's path")
     if origin in (typing.Union, types.UnionType):
         inner = next(argument for argument in arguments if argument is not type(None))
         return f"{values(inner, rule)}, or `none`"

@@ -57,6 +57,13 @@ GOOD: list[tuple[str, Any, Any]] = [
     ("optimization_level", "default", None),
     ("workspace", "1K", 1024),
     ("max_weight_sets", "1", 1),
+    ("profiles", "2", 2),
+    ("profiles", 3, 3),
+    ("profiles", " sizes.json ", Path.cwd() / "sizes.json"),
+    ("profiles", Path("/data/sizes.JSON"), Path("/data/sizes.JSON")),
+    ("profiles", "~/sizes.json", Path.home() / "sizes.json"),
+    ("max_tensor_bytes", "512MB", 2**29),
+    ("max_tensor_bytes", "none", None),
 ]
 
 BAD: list[tuple[str, Any, str]] = [
@@ -103,6 +110,13 @@ BAD: list[tuple[str, Any, str]] = [
     ("optimization_level", False, "Expected a whole number from 0 to 5."),
     ("workspace", 0, "or a number of bytes, 1 or more."),
     ("max_weight_sets", 0, "Expected a whole number, 1 or more."),
+    ("profiles", 0, "Expected a whole number, 1 or more, or the path of a .json file."),
+    ("profiles", "two", "or the path of a .json file."),
+    ("profiles", "sizes.yaml", "or the path of a .json file."),
+    ("profiles", True, "or the path of a .json file."),
+    ("profiles", None, "or the path of a .json file."),
+    ("profiles", b"sizes.json", "or the path of a .json file."),
+    ("max_tensor_bytes", 0, "or a number of bytes, 1 or more."),
 ]
 
 
