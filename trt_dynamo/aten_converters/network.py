@@ -48,6 +48,7 @@ class Network(Arithmetic):
         self.owners: list[torch.Tensor] = []  # TensorRT keeps pointers to weights, not copies
         self.constants: dict[str, torch.Tensor] = {}  # layer name to value, for weights that Python cannot read back
         self.inputs: dict[str, trt.ITensor] = {}
+        self.dimension_names: dict[Dim, str] = {}
         self.names: dict[str, int] = {}
         self.places: dict[str, Tensor] = {}  # name of a mask to where it is true
         self.scalars: dict[tuple[Any, ...], Tensor] = {}
@@ -135,6 +136,8 @@ class Network(Arithmetic):
             raise Unsupported(self.refusal("TensorRT refused the input"))
         for axis, dim in enumerate(shape):
             self.sizes.declare(dim, lambda: raw, axis)
+            if not isinstance(dim, int):  # equal names tell TensorRT that the sizes are equal in every call
+                raw.set_dimension_name(axis, self.dimension_names.setdefault(dim, f"size_{len(self.dimension_names)}"))
         self.inputs[name] = raw
         tensor = Tensor(raw, dtype, tuple(shape))
         if dtype not in CARRIED:
