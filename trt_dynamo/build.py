@@ -38,8 +38,10 @@ def profile_of(converted: ConvertedNetwork, ranges: Mapping[sympy.Symbol, Range]
     return profile
 
 
-def build(converted: ConvertedNetwork, profile: Profile, settings: Settings, *, label: str = "") -> bytes:
-    """The serialized engine.
+def build(
+    converted: ConvertedNetwork, profile: Profile, settings: Settings, *, label: str = "", refit: bool = False
+) -> bytes:
+    """The serialized engine. With `refit` the weights of a network converted with `refit` can be replaced in it.
 
     Raises:
         BuildError: TensorRT refused; the text ends with TensorRT's own words.
@@ -47,12 +49,16 @@ def build(converted: ConvertedNetwork, profile: Profile, settings: Settings, *, 
     builder, network = converted.network.builder, converted.network.raw
     config = builder.create_builder_config()
     configure(config, settings)
+    if refit:
+        make_refittable(config)
     add_profile(builder, config, converted, profile)
     started = time.perf_counter()
     with tensorrt_log.collected() as errors, progress(config, settings, label):
         data = builder.build_serialized_network(network, config)
         if data is None:
             words = "; ".join(dict.fromkeys(tensorrt_log.first_line(e) for e in errors)) or "TensorRT gave no reason"
+            if refit:
+                words += f"; the engine was to be refittable. {tensorrt.why_no_refit() or ''}".rstrip()
             raise BuildError(f"TensorRT could not build {label or 'the engine'}: {words}")
     plan = bytes(data)
     log.info(
@@ -75,6 +81,12 @@ def configure(config: trt.IBuilderConfig, settings: Settings) -> None:
         config.builder_optimization_level = settings.optimization_level
     for index, target in enumerate(settings.targets):
         set_target(config, index, target, len(settings.targets))
+
+
+def make_refittable(config: trt.IBuilderConfig) -> None:
+    """Only the weights that the network marks, where TensorRT can: all others stay constants that it may fold."""
+    flag = getattr(trt.BuilderFlag, "REFIT_INDIVIDUAL", None)
+    config.set_flag(trt.BuilderFlag.REFIT if flag is None else flag)
 
 
 def set_target(config: Any, index: int, target: str, count: int) -> None:

@@ -121,6 +121,17 @@ def why_not_runnable() -> str | None:
     )
 
 
+def why_no_refit() -> str | None:
+    """Why no engine that can be refitted is built on this machine, or None. TensorRT for RTX loads code onto the GPU to
+    build one, so that it cannot where it could not run it.
+    """
+    missing = why_missing()
+    if missing is not None or not is_rtx():
+        return missing
+    why = why_not_runnable()
+    return why and f"TensorRT for RTX builds refittable engines only where they can run: {why}"
+
+
 TYPES = {
     torch.float32: "FLOAT",
     torch.float16: "HALF",

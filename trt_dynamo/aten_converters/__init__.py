@@ -31,6 +31,17 @@ from trt_dynamo.aten_converters import (  # noqa: F401  the converters register 
 )
 from trt_dynamo.aten_converters.conversion import ConvertedNetwork, convert
 from trt_dynamo.aten_converters.network import Network, Tensor
+from trt_dynamo.aten_converters.refittable import WeightBinding, weights_manifest
 from trt_dynamo.aten_converters.registry import CONVERTERS, Converter, converter
 
-__all__ = ["CONVERTERS", "ConvertedNetwork", "Converter", "Network", "Tensor", "convert", "converter"]
+__all__ = [
+    "CONVERTERS",
+    "ConvertedNetwork",
+    "Converter",
+    "Network",
+    "Tensor",
+    "WeightBinding",
+    "convert",
+    "converter",
+    "weights_manifest",
+]

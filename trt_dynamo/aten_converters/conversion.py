@@ -15,7 +15,8 @@ from torch.fx import GraphModule, Node
 from trt_dynamo import log
 from trt_dynamo.aten_converters.layout import memory_order
 from trt_dynamo.aten_converters.left_to_eager import why_none
-from trt_dynamo.aten_converters.network import CARRIED, MAX_RANK, Network, Tensor
+from trt_dynamo.aten_converters.network import CARRIED, MAX_RANK, NamedWeight, Network, Tensor
+from trt_dynamo.aten_converters.refittable import WeightBinding, weight_bindings
 from trt_dynamo.aten_converters.registry import lookup
 from trt_dynamo.aten_converters.size_floats import size_float
 from trt_dynamo.errors import ConversionError, TrtDynamoError, Unsupported
@@ -43,13 +44,14 @@ class Binding:
 @dataclasses.dataclass(frozen=True, eq=False)
 class ConvertedNetwork:
     """A network that is complete, and what its inputs and outputs are. `constants`: layer name to the tensor behind
-    it.
+    it. `weights`: those that can be refitted, none where that was not asked for.
     """
 
     network: Network
     inputs: tuple[Binding, ...]
     outputs: tuple[Binding, ...]
     constants: Mapping[str, torch.Tensor]
+    weights: tuple[WeightBinding, ...] = ()
 
 
 class Walker:
@@ -163,25 +165,32 @@ def source_line(node: Node) -> str:
 
 
 def convert(
-    graph: GraphModule, weights: Mapping[str, torch.Tensor], ranges: Mapping[sympy.Symbol, Range] | None = None
+    graph: GraphModule,
+    weights: Mapping[str, torch.Tensor],
+    ranges: Mapping[sympy.Symbol, Range] | None = None,
+    *,
+    refit: bool = False,
 ) -> ConvertedNetwork:
     """Converts a segment's graph. `weights`: the placeholders that become constants, with their values; `ranges`: the
-    sizes that the engine shall take.
+    sizes that the engine shall take; `refit`: whether the weights of its engine shall be replaceable.
 
     Raises:
-        Unsupported: a node cannot be converted after all.
+        Unsupported: a node cannot be converted after all, or a weight cannot be made replaceable.
         ConversionError: a converter is wrong.
     """
-    net = Network(ranges)
+    net = Network(ranges, refit=refit)
     placeholders = [node for node in graph.graph.nodes if node.op == "placeholder"]
     inputs: dict[str, Binding] = {}
+    named: dict[Node, NamedWeight] = {}
 
     def place(node: Node) -> Tensor:
         if node.op == "get_attr":
             return net.constant(getattr_path(graph, str(node.target)))
         if node.name in weights:
-            weight = net.constant(weights[node.name], name=node.meta.get("weight_name", node.name))
-            return dataclasses.replace(weight, value=None)
+            weight, name = net.weight(weights[node.name], node.meta.get("weight_name", node.name))
+            if name is not None:
+                named[node] = name
+            return weight
         value = node.meta["val"]
         order = memory_order(value) or tuple(range(value.ndim))
         shape = tuple(dim_of(d) for d in value.shape)
@@ -219,7 +228,8 @@ def convert(
     for name, binding in inputs.items():
         inputs[name] = dataclasses.replace(binding, size=binding.size and net.inputs[name].is_shape_tensor)
     bindings = tuple(sorted(inputs.values(), key=lambda binding: binding.position))
-    return ConvertedNetwork(net, bindings, outputs, dict(net.constants))
+    refittable = weight_bindings(net, placeholders, weights, named)
+    return ConvertedNetwork(net, bindings, outputs, dict(net.constants), refittable)
 
 
 def network_input(walker: Walker, node: Node) -> trt.ITensor:

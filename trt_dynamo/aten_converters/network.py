@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Mapping, Sequence
+import itertools
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import sympy
@@ -22,18 +23,40 @@ from trt_dynamo.aten_converters.shapes import ShapeArithmetic
 from trt_dynamo.aten_converters.tensor import CARRIED, HALVES, Operand, Tensor
 from trt_dynamo.errors import ConversionError, Unsupported
 from trt_dynamo.profiles import Dim, Range
-from trt_dynamo.trt import TYPES, to_torch, to_trt, trt
+from trt_dynamo.trt import TYPES, has, to_torch, to_trt, trt
 
 __all__ = ["CARRIED", "HALVES", "MAX_RANK", "Network", "Operand", "Tensor"]
 
 MAX_RANK = 8
 
 
+@dataclasses.dataclass(frozen=True, eq=False)
+class NamedWeight:
+    """A constant that can be refitted: its name to the refitter, its layer, the dtype of what it holds, its tensor."""
+
+    name: str
+    layer: str
+    stored: torch.dtype
+    raw: trt.ITensor
+
+
+def weights_at(tensor: torch.Tensor) -> trt.Weights:
+    """TensorRT's view of a dense tensor's memory, which must stay until the engine is built."""
+    dtype, count = to_trt(tensor.dtype), tensor.numel()
+    return trt.Weights(dtype, tensor.data_ptr(), count) if count else trt.Weights(dtype)
+
+
+def candidates(name: str) -> Iterator[str]:
+    """The name itself, then others made of it."""
+    return itertools.chain((name,), (f"{name}.{count}" for count in itertools.count(1)))
+
+
 class Network(Arithmetic):
     """A TensorRT network under construction. `raw` is the `INetworkDefinition`, for a layer that no helper covers."""
 
-    def __init__(self, ranges: Mapping[sympy.Symbol, Range] | None = None) -> None:
+    def __init__(self, ranges: Mapping[sympy.Symbol, Range] | None = None, *, refit: bool = False) -> None:
         self.ranges = ranges or {}  # of the sizes for which it will be built, where that is known
+        self.refit = refit  # whether the weights of its engine shall be replaceable
         self.builder = trt.Builder(log.logger())
         flag = getattr(trt.NetworkDefinitionCreationFlag, "STRONGLY_TYPED", None)
         self.raw: trt.INetworkDefinition = self.builder.create_network(0 if flag is None else 1 << int(flag))
@@ -47,6 +70,8 @@ class Network(Arithmetic):
         )
         self.owners: list[torch.Tensor] = []  # TensorRT keeps pointers to weights, not copies
         self.constants: dict[str, torch.Tensor] = {}  # layer name to value, for weights that Python cannot read back
+        self.addresses: set[int] = set()  # of constants, where weights get names
+        self.weight_names: set[str] = set()
         self.inputs: dict[str, trt.ITensor] = {}
         self.dimension_names: dict[Dim, str] = {}
         self.names: dict[str, int] = {}
@@ -157,16 +182,37 @@ class Network(Arithmetic):
         if tensor.dtype not in TYPES and tensor.dtype not in CARRIED:
             raise Unsupported(f"TensorRT has no {str(tensor.dtype).removeprefix('torch.')}")
         stored = tensor.detach().to(CARRIED.get(tensor.dtype, tensor.dtype)).cpu().contiguous()
+        if self.refit and stored.data_ptr() in self.addresses:  # TensorRT finds weights by address when it names them
+            stored = stored.clone()
+        self.addresses.add(stored.data_ptr())
         self.owners.append(stored)
-        weights = (
-            trt.Weights(to_trt(stored.dtype), stored.data_ptr(), stored.numel())
-            if stored.numel()
-            else trt.Weights(to_trt(stored.dtype))
-        )
-        layer = self.made(self.raw.add_constant(tuple(stored.shape), weights))
+        layer = self.made(self.raw.add_constant(tuple(stored.shape), weights_at(stored)))
         raw = self.raw_out(layer, name=name)
         self.constants[layer.name] = stored
         return Tensor(raw, tensor.dtype, tuple(stored.shape), value=stored)
+
+    def weight(self, value: torch.Tensor, name: str) -> tuple[Tensor, NamedWeight | None]:
+        """A parameter or buffer as a constant whose value no converter may look at, because it can change; and, where
+        the engine shall be refittable, under which name. An empty tensor has nothing to replace, and no name.
+
+        Raises:
+            ConversionError: TensorRT refused the name.
+        """
+        made = self.constant(value, name=name)
+        stored, layer = made.value, next(reversed(self.constants))
+        assert stored is not None
+        tensor = dataclasses.replace(made, value=None)
+        if not self.refit or stored.numel() == 0:
+            return tensor, None
+        if not has("mark_weights_refittable"):
+            raise Unsupported("this TensorRT cannot mark single weights as refittable")
+        unique = next(n for n in candidates(name) if n not in self.weight_names)
+        self.weight_names.add(unique)
+        if not self.raw.set_weights_name(weights_at(stored), unique):
+            raise ConversionError(self.refusal(f"TensorRT refused the name of the weight {unique}"))
+        if not self.raw.mark_weights_refittable(unique):
+            raise ConversionError(self.refusal(f"TensorRT refused to make the weight {unique} refittable"))
+        return tensor, NamedWeight(unique, layer, stored.dtype, made.raw)
 
     def scalar(self, value: bool | int | float, dtype: torch.dtype, rank: int = 0) -> Tensor:
         """A one-element constant of the rank, made once per network."""

@@ -19,5 +19,6 @@ from trt_dynamo.reference import (  # noqa: F401  registers the layers
 from trt_dynamo.reference.context import ReferenceContext
 from trt_dynamo.reference.engine import ReferenceEngine, ReferenceRuntime
 from trt_dynamo.reference.evaluator import Evaluator, evaluate
+from trt_dynamo.reference.refit import ReferenceRefitter
 
-__all__ = ["Evaluator", "ReferenceContext", "ReferenceEngine", "ReferenceRuntime", "evaluate"]
+__all__ = ["Evaluator", "ReferenceContext", "ReferenceEngine", "ReferenceRefitter", "ReferenceRuntime", "evaluate"]

@@ -6,13 +6,12 @@ TensorRT answers most breaches of its contract with False and a message, some wi
 
 from __future__ import annotations
 
-import contextlib
 import ctypes
 import functools
 import itertools
 import math
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, Concatenate, ParamSpec, TypeVar
 
 import torch
@@ -20,7 +19,7 @@ from torch import Tensor
 
 from trt_dynamo.errors import EngineError
 from trt_dynamo.reference.evaluator import check_dim_names
-from trt_dynamo.reference.memory import check_alignment, check_side, tensor_at
+from trt_dynamo.reference.memory import check_alignment, check_side, on_stream, tensor_at
 from trt_dynamo.reference.steps import CPU
 from trt_dynamo.trt import trt
 
@@ -244,7 +243,7 @@ class ReferenceContext:
             raise EngineError(f"the engine is run before the inputs {missing} are set")
         if not self.checked or self.shape_inputs():
             self.check_ready(self.output_shapes())
-        with self.on_stream(int(stream_handle)):
+        with self.engine.executing(), on_stream(self.engine.device, int(stream_handle)):
             self.use_scratch()
             inputs = {name: self.bound(name, self.shapes[name]) for name in self.engine.evaluator.inputs}
             for name, value in self.engine.evaluator(inputs).items():
@@ -283,18 +282,6 @@ class ReferenceContext:
                 continue
             if aliases.get(one) != other and aliases.get(other) != one:
                 raise EngineError(f"the memory of {one!r} and of {other!r} overlaps")
-
-    @contextlib.contextmanager
-    def on_stream(self, handle: int) -> Iterator[None]:
-        device = self.engine.device
-        if device.type != "cuda":
-            if handle:
-                raise EngineError(f"the engine runs on the CPU, and is given the stream {handle:#x}")
-            yield
-            return
-        stream = torch.cuda.ExternalStream(handle, device=device) if handle else torch.cuda.default_stream(device)
-        with torch.cuda.stream(stream):
-            yield
 
     def use_scratch(self) -> None:
         """Overwrites the scratch memory, as an engine does: what was kept there, or lives there by mistake, is lost."""

@@ -7,9 +7,11 @@ addresses and a stream as TensorRT does, on the CPU or a GPU, and refuse every b
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import math
-from collections.abc import Mapping, Sequence
+import threading
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,6 +21,8 @@ from torch import Tensor
 from trt_dynamo.errors import EngineError
 from trt_dynamo.reference.context import ReferenceContext
 from trt_dynamo.reference.evaluator import Evaluator, Signature
+from trt_dynamo.reference.refit import NamedConstant, find_replaceable
+from trt_dynamo.reference.steps import CPU
 from trt_dynamo.trt import trt
 
 Dims = tuple[int, ...]
@@ -37,10 +41,11 @@ class ReferenceEngine:
             be left out. None stands for one profile of a network without dynamic inputs.
         constants: see `Evaluator`.
         device: where tensors are bound; by default the current CUDA device if there is one, else the CPU.
+        weights: the constants that a `ReferenceRefitter` can replace, by name and layer; the network must mark them.
 
     Raises:
         Unsupported: the evaluator cannot run the network.
-        EngineError: a profile that TensorRT would not build.
+        EngineError: a profile that TensorRT would not build, or weights that the network does not have.
     """
 
     def __init__(
@@ -49,6 +54,7 @@ class ReferenceEngine:
         profiles: Sequence[Profile] | None = None,
         constants: Mapping[str, Tensor] | None = None,
         device: torch.device | str | None = None,
+        weights: Sequence[NamedConstant] = (),
     ) -> None:
         self.name: str = network.name
         self.num_layers: int = network.num_layers
@@ -59,6 +65,13 @@ class ReferenceEngine:
         self.aliases = aliased_outputs(network)
         self.profiles = [read_profile(self.evaluator.inputs, profile) for profile in profiles or [{}]]
         self.shape_cache: dict[Any, dict[str, Dims]] = {}
+        self.refittable = bool(weights)
+        self.weights = find_replaceable(network, weights, self.evaluator.constants[CPU])
+        if self.weights:
+            self.evaluator.make_replaceable([weight.tensor for weight in self.weights.values()], self.device)
+        self.lock = threading.Lock()
+        self.runs = 0  # executions that threads are in
+        self.changing = False
         for name, tensor in self.tensors.items():
             if tensor.trt_dtype in PACKED:
                 raise EngineError(f"the tensor {name!r} is {tensor.trt_dtype}, which the stand-in cannot bind")
@@ -77,12 +90,33 @@ class ReferenceEngine:
         return max(self.get_device_memory_size_for_profile_v2(index) for index in range(len(self.profiles)))
 
     @property
-    def refittable(self) -> bool:
-        return False
-
-    @property
     def streamable_weights_size(self) -> int:
         return 0
+
+    @contextlib.contextmanager
+    def executing(self) -> Iterator[None]:
+        """Around an execution. Any number of threads may be in one, but none while a refit is going on."""
+        with self.lock:
+            if self.changing:
+                raise EngineError("the engine is run while another thread refits it")
+            self.runs += 1
+        try:
+            yield
+        finally:
+            with self.lock:
+                self.runs -= 1
+
+    @contextlib.contextmanager
+    def being_refitted(self) -> Iterator[None]:
+        """Around a refit, which must have the engine for itself."""
+        with self.lock:
+            if self.runs or self.changing:
+                raise EngineError("the engine is refitted while another thread runs or refits it")
+            self.changing = True
+        try:
+            yield
+        finally:
+            self.changing = False
 
     def tensor(self, name: str) -> Signature:
         if name not in self.tensors:

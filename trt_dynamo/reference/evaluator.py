@@ -59,6 +59,8 @@ class Evaluator:
                     layer.let_go()
         self.unused = last_uses(self.plan, [*self.outputs])
         self.constants = {CPU: graph.constants}
+        self.replaceable: set[str] = set()
+        self.device: torch.device | None = None  # where calls run, if not on the inputs' device
         self.moved: dict[torch.device, dict[str, Tensor]] = {}
         self.kept: dict[torch.device, set[int]] = {}
 
@@ -74,7 +76,8 @@ class Evaluator:
 
     def __call__(self, inputs: Mapping[str, Tensor], intermediates: bool = False) -> dict[str, Tensor]:
         """The network's outputs by name, on the inputs' device; see `evaluate`."""
-        device = self.check(inputs)
+        inputs_on = self.check(inputs)
+        device = self.device or inputs_on
         frame = Frame(self.constants_on(device), device, self.moved.setdefault(device, {}))
         frame.update(inputs)
         with plain_arithmetic():
@@ -88,6 +91,18 @@ class Evaluator:
         # What is a constant, or a view of one, is copied, so that nobody can write into the constants.
         kept = self.storages(device)
         return {name: value.clone() if address_of(value) in kept else value for name, value in found.items()}
+
+    def make_replaceable(self, names: Iterable[str], device: torch.device) -> None:
+        """Lets `replace` change these constants. From now on there is one copy of each, and calls run on `device`."""
+        self.replaceable, self.device = {*names}, device
+        self.constants = {CPU: self.constants[CPU]}
+        self.constants[CPU].update({name: self.constants[CPU][name].to(device) for name in self.replaceable})
+
+    def replace(self, name: str, value: Tensor) -> None:
+        """Copies `value`, flat, over a constant's memory: on a GPU in the order of the present stream."""
+        constant = self.constants[CPU][name]
+        with torch.inference_mode():  # the constant may come from there
+            constant.copy_(value.reshape(constant.shape))
 
     def storages(self, device: torch.device) -> set[int]:
         """The addresses of the constants' memory, on the CPU and on the device."""
@@ -143,7 +158,8 @@ class Evaluator:
     def constants_on(self, device: torch.device) -> dict[str, Tensor]:
         if device not in self.constants:
             self.constants[device] = {
-                name: value if stays_on_host(value) else value.to(device) for name, value in self.constants[CPU].items()
+                name: value if stays_on_host(value) and name not in self.replaceable else value.to(device)
+                for name, value in self.constants[CPU].items()
             }
         return self.constants[device]
 

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import torch
 from torch import Tensor
@@ -58,3 +59,16 @@ def check_side(what: str, address: int, device: torch.device, host: bool) -> Non
         raise EngineError(f"{what} must be on the host, and {address:#x} is on a GPU")
     if not host and not on_device:
         raise EngineError(f"{what} must be on the GPU, and {address:#x} is on the host")
+
+
+@contextlib.contextmanager
+def on_stream(device: torch.device, handle: int) -> Iterator[None]:
+    """Work inside goes to this stream of the device; on the CPU the handle must be 0."""
+    if device.type != "cuda":
+        if handle:
+            raise EngineError(f"the engine runs on the CPU, and is given the stream {handle:#x}")
+        yield
+        return
+    stream = torch.cuda.ExternalStream(handle, device=device) if handle else torch.cuda.default_stream(device)
+    with torch.cuda.stream(stream):
+        yield

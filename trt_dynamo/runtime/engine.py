@@ -16,6 +16,8 @@ import torch
 
 from trt_dynamo import log as tensorrt_log
 from trt_dynamo.errors import EngineError
+from trt_dynamo.runtime.gate import Gate
+from trt_dynamo.runtime.refit import MakeRefitter, Refit, Weight, torch_stream
 from trt_dynamo.runtime.results import FoundResult, found_result
 from trt_dynamo.trt import trt
 
@@ -68,7 +70,14 @@ class Call:
 class Engine:
     """A loaded engine. Calls from several threads get contexts of their own."""
 
-    def __init__(self, raw: Any, manifest: Mapping[str, Any], device: torch.device, owner: Any = None) -> None:
+    def __init__(
+        self,
+        raw: Any,
+        manifest: Mapping[str, Any],
+        device: torch.device,
+        owner: Any = None,
+        refitter_factory: MakeRefitter | None = None,
+    ) -> None:
         self.raw = raw
         self.owner = owner  # what must outlive the engine: its runtime, or the network behind the stand-in
         self.device = device
@@ -86,6 +95,12 @@ class Engine:
         # Holds the place of an empty tensor, whose address would be null.
         self.placeholder = torch.zeros(CUDA_ALIGNMENT, dtype=torch.uint8, device=device)
         self.stream = torch.cuda.Stream(device) if device.type == "cuda" else None
+        self.weights = [Weight.read(entry) for entry in manifest.get("weights", [])]
+        self.refitter_factory = refitter_factory  # None: TensorRT's own
+        self.weights_refit: Refit | None = None
+        self.gate = Gate()
+        self.refitted: torch.cuda.Event | None = None  # on the device, the end of the last refit
+        self.spoiled: str | None = None  # why its weights are in doubt
 
     def profile(self, port: Port) -> tuple[tuple[int, ...], tuple[int, ...]]:
         """The smallest and largest shape (value, for a size) that the engine takes."""
@@ -101,9 +116,71 @@ class Engine:
             EngineError: TensorRT refused the call.
         """
         if self.stream is None:
-            return self.on_stream(0, args)
+            return self.admitted(0, args)
         with torch.cuda.device(self.device):
-            return self.on_stream(torch.cuda.current_stream(self.device).cuda_stream, args)
+            return self.admitted(torch.cuda.current_stream(self.device).cuda_stream, args)
+
+    @property
+    def refittable(self) -> bool:
+        return bool(self.weights)
+
+    def refit(self, tensors: Sequence[torch.Tensor]) -> None:
+        """Puts other weights in place, in the order of the current stream, which must come after all writes to them.
+
+        On the host it waits until no thread is in a call; on the device it comes after all calls so far, on whatever
+        stream, and before all later ones. Nothing waits for the device.
+
+        Args:
+            tensors: the segment's weights, in its order.
+
+        Raises:
+            EngineError: a tensor does not fit, or TensorRT refused. The engine answers no more calls.
+        """
+        if not self.refittable:
+            raise EngineError("the engine was built for fixed weights")
+        if self.stream is not None and torch.cuda.is_current_stream_capturing():
+            raise EngineError("an engine cannot be refitted while a CUDA graph is captured")
+        with self.gate.closed():
+            try:
+                if self.stream is None:
+                    self.replace(tensors, 0)
+                else:
+                    with torch.cuda.device(self.device):
+                        self.refit_on_device(tensors, self.stream)
+            except BaseException as error:
+                self.spoiled = f"its last refit failed: {error}"
+                raise
+
+    def refit_on_device(self, tensors: Sequence[torch.Tensor], own: torch.cuda.Stream) -> None:
+        current = torch.cuda.current_stream(self.device)
+        stream = current if current.cuda_stream else own  # as for calls
+        handles = {handle or own.cuda_stream for handle in [*self.idle]} | {current.cuda_stream}
+        others = [torch_stream(handle, self.device) for handle in handles - {stream.cuda_stream}]
+        for other in others:
+            stream.wait_stream(other)
+        try:
+            self.replace(tensors, stream.cuda_stream)
+        finally:
+            self.refitted = stream.record_event()
+            for other in others:
+                other.wait_event(self.refitted)
+
+    def replace(self, tensors: Sequence[torch.Tensor], stream: int) -> None:
+        if self.weights_refit is None:
+            self.weights_refit = Refit(self.raw, self.refitter_factory or trt.Refitter, self.weights, self.device)
+        self.weights_refit.apply(tensors, stream)
+
+    def admitted(self, stream: int, args: Sequence[Any]) -> tuple[torch.Tensor, ...]:
+        """A call, which no refit comes into."""
+        if not self.weights:
+            return self.on_stream(stream, args)
+        self.gate.enter()
+        try:
+            if self.spoiled is not None:
+                raise EngineError(f"the engine cannot be used: {self.spoiled}")
+            return self.on_stream(stream, args)
+        finally:
+            self.gate.leave()
 
     def on_stream(self, stream: int, args: Sequence[Any]) -> tuple[torch.Tensor, ...]:
         call = self.take(stream)
@@ -124,6 +201,9 @@ class Engine:
             context = self.raw.create_execution_context()
         if context is None:
             raise EngineError(f"TensorRT made no execution context: {'; '.join(errors) or 'it gave no reason'}")
+        if self.stream is not None and self.refitted is not None and not torch.cuda.is_current_stream_capturing():
+            # Streams that had contexts before the last refit wait for it already. (torch synchronizes for a capture.)
+            torch_stream(stream or self.stream.cuda_stream, self.device).wait_event(self.refitted)
         return Call(context)
 
     def execute(self, call: Call, args: Sequence[Any], stream: int) -> tuple[torch.Tensor, ...]:
