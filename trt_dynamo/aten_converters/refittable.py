@@ -91,9 +91,9 @@ def tensors_read(network: trt.INetworkDefinition) -> set[str]:
         if name in read:
             continue
         read.add(name)
-        layer = makers.get(name)
-        if layer is not None and layer.type != trt.LayerType.SHAPE:
-            waiting += input_names(layer)
+        maker = makers.get(name)
+        if maker is not None and maker.type != trt.LayerType.SHAPE:
+            waiting += input_names(maker)
     return read
 
 

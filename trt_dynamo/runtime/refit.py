@@ -72,7 +72,7 @@ class Refit:
         self.device = device
         with tensorrt_log.collected() as errors:
             try:
-                self.refitter = refitter_factory(raw, tensorrt_log.logger())
+                self.refitter: trt.Refitter = refitter_factory(raw, tensorrt_log.logger())
             except TypeError as error:  # how the binding says that TensorRT made none
                 raise refused("TensorRT made no refitter", [*errors, str(error)]) from error
         # The network is strongly typed, so a refit converts nothing, which is what TensorRT would look over.
@@ -153,7 +153,7 @@ class Refit:
                     source.record_stream(reader)
 
 
-def located(tensor: torch.Tensor) -> tuple[Any, Any]:
+def located(tensor: torch.Tensor) -> tuple[trt.Weights, trt.TensorLocation]:
     """A dense tensor as TensorRT takes it: its weights, and on which side they are."""
     weights = trt.Weights(to_trt(tensor.dtype), tensor.data_ptr(), tensor.numel())
     return weights, trt.TensorLocation.DEVICE if tensor.is_cuda else trt.TensorLocation.HOST
