@@ -17,7 +17,7 @@ import torch
 from torch.fx import GraphModule
 
 from trt_dynamo.errors import BuildError, EngineError, TrtDynamoError, Unsupported, WeightsMoved
-from trt_dynamo.profiles import Range, grown_for, ranges_of
+from trt_dynamo.profiles import Range, Sizes
 from trt_dynamo.reports import count
 from trt_dynamo.runtime.background import run_in_background, wait_for_builds
 from trt_dynamo.runtime.engine import Engine, OutsideProfile
@@ -79,7 +79,11 @@ class SegmentModule(torch.nn.Module):
         self.make_engine = make_engine
         self.settings = settings
         self.values = [node.meta["val"] for node in module.graph.nodes if node.op == "placeholder"]
-        self.ranges: Ranges = ranges_of(self.values)
+        values = [node.meta.get("val") for node in module.graph.nodes]
+        self.sizes = Sizes(self.values, values, settings.max_tensor_bytes)
+        self.ranges: Ranges = self.sizes.first
+        if self.sizes.note:
+            log.info("%s: %s", name, self.sizes.note)
         self.check: Check = "frozen" if settings.weights == "frozen" else settings.weights_check
         self.takes_inputs = takes_inputs([self.values[i] for i in positions], settings)
         self.on_cuda = any(isinstance(v, torch.Tensor) and v.is_cuda for v in self.values)
@@ -256,7 +260,7 @@ class SegmentModule(torch.nn.Module):
             if self.widest is not None:
                 log.debug("%s: %s, and %s", self.name, error, self.widest)
                 return None
-            wider = grown_for(self.ranges, self.values, args)
+            wider = self.sizes.grown(self.ranges, args)
             if wider == self.ranges and not self.outdated(slot):
                 log.debug("%s: %s, and no range can grow", self.name, error)
                 return None
