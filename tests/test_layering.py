@@ -30,7 +30,7 @@ ALLOWED: dict[str, set[str]] = {
     "profiles": BASE,
     "progress": BASE,
     "graph_breaks": {"settings"},
-    "fingerprints": set(),
+    "fingerprints": {"errors"},
     "weights": BASE | {"fingerprints"},
     "training": BASE,
     "aten_converters": BASE | {"profiles", "operators"},
@@ -43,7 +43,7 @@ ALLOWED: dict[str, set[str]] = {
     "cache": BASE | {"profiles"},
     # it takes a ConvertedNetwork
     "build": BASE | {"profiles", "progress", "aten_converters"},
-    "runtime": BASE | {"profiles", "reports", "weights"},
+    "runtime": BASE | {"profiles", "reports", "weights", "fingerprints"},
     # it judges the converters, so it must not know them
     "reference": {"errors", "trt", "log"},
     # the package's front door

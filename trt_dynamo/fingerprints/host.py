@@ -1,0 +1,91 @@
+"""Rows of tensors on the CPU. In: where their bytes lie. Out: BLAKE2b, of the bytes if they are few, else of sums.
+
+A chunk of 256 KiB becomes four sums of words of 64 bits times keys, which wrap. Odd keys let no change of one word go
+unseen. A sum is blind to changes that touch nothing but the highest bits of an even number of words (`neg_` of
+float64), so two of the four read the same bytes 4 bytes further: a bit is in the lower half of its word in two sums,
+where odd random keys miss a change with a probability of at most 2**-32 each, independently.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+import hashlib
+import secrets
+from collections.abc import Sequence
+
+import torch
+from torch.utils._python_dispatch import _disable_current_modes
+
+from trt_dynamo.fingerprints.spans import Run
+
+# Bytes for each tensor.
+ROW = 16
+# Words of a chunk: they and a row of keys fit the second cache.
+CHUNK = 32768
+# Under so many bytes the hash itself is faster than four sums.
+FEW = 8192
+
+
+@functools.cache
+def keys() -> tuple[bytes, tuple[torch.Tensor, ...]]:
+    """The hash's key and four rows of odd ones, drawn once: nobody knows them, so nobody makes two models collide."""
+    drawn = torch.frombuffer(bytearray(secrets.token_bytes(4 * 8 * CHUNK)), dtype=torch.int64).view(4, CHUNK)
+    return secrets.token_bytes(32), (drawn | 1).unbind()
+
+
+class Stretch:
+    """A run of bytes, ready to be read: as it is, or as words and as words that begin 4 bytes later."""
+
+    def __init__(self, run: Run) -> None:
+        start, length = run
+        few = length < FEW
+        # The words leave up to 7 bytes over, and the last of them may have no later one beside it.
+        self.rest = bytes_at(start, length) if few else bytes_at(start + length - 16, 16)
+        self.words = None if few else words_at(start, length)
+        self.later = None if few else words_at(start + 4, length - 4)
+
+    def feed(self, hasher: hashlib.blake2b) -> None:
+        if self.words is not None and self.later is not None:
+            one, two, three, four = keys()[1]
+            sums = []
+            for words, later in zip(self.words.split(CHUNK), self.later.split(CHUNK), strict=False):
+                w, n = len(words), len(later)
+                sums += [torch.dot(words, one[:w]), torch.dot(words, two[:w])]
+                sums += [torch.dot(later, three[:n]), torch.dot(later, four[:n])]
+            found = torch.stack(sums)
+            hasher.update(ctypes.string_at(found.data_ptr(), found.nbytes))
+        hasher.update(self.rest)
+
+
+def bytes_at(start: int, length: int) -> ctypes.Array[ctypes.c_char]:
+    return (ctypes.c_char * length).from_address(start)
+
+
+def words_at(start: int, length: int) -> torch.Tensor:
+    """A view, at any alignment; it holds the memory of nothing."""
+    return torch.frombuffer(bytes_at(start, length // 8 * 8), dtype=torch.int64)
+
+
+class HostRows:
+    """Rows of tensors on the CPU, computed in `read`."""
+
+    def __init__(self, layout: Sequence[Sequence[Run]]) -> None:
+        self.stretches = [[Stretch(run) for run in runs] for runs in layout]
+
+    def record(self) -> None:
+        """Nothing: the CPU's work is done when it returns."""
+
+    def start(self, tensors: Sequence[torch.Tensor]) -> None:
+        """Nothing: there is nobody to do it meanwhile."""
+
+    def read(self, tensors: Sequence[torch.Tensor]) -> bytes:
+        with _disable_current_modes(), torch._C.DisableTorchFunction(), torch.no_grad():
+            return b"".join(map(row, self.stretches))
+
+
+def row(stretches: Sequence[Stretch]) -> bytes:
+    hasher = hashlib.blake2b(key=keys()[0], digest_size=ROW)
+    for stretch in stretches:
+        stretch.feed(hasher)
+    return hasher.digest()
