@@ -5,16 +5,19 @@ from __future__ import annotations
 import copy
 import gc
 import weakref
-from collections.abc import Callable
 from typing import Any
 
 import pytest
 import torch
 from torch import nn
 
-from tests.compiled import assert_same, compiled, engine_calls
+from tests.compiled import assert_same, compiled
+from trt_dynamo import backend, runtime
+from trt_dynamo.aten_converters import convert
+from trt_dynamo.cache import digest
+from trt_dynamo.errors import BuildError, EngineError, Unsupported
 from trt_dynamo.reports import report
-from trt_dynamo.runtime import Engine
+from trt_dynamo.runtime import Engine, wait_for_builds
 from trt_dynamo.weights import STEPS, WeightSet
 
 
@@ -69,119 +72,157 @@ def test_six_equal_blocks_compiled_one_by_one() -> None:
     assert counts["graphs"] == 1 and counts["engines_built"] == 5 and counts["eager_calls"] == 0
 
 
-def in_place(model: Any) -> None:
-    with torch.no_grad():
-        model.linear.weight.mul_(1.5)
-
-
-def in_inference_mode(model: Any) -> None:
-    with torch.inference_mode():
-        model.linear.weight.mul_(1.5)
-
-
-def slice_in_place(model: Any) -> None:
-    with torch.no_grad():
-        model.linear.weight[2, 3:] = 7
-
-
-def buffer_in_place(model: Any) -> None:
-    model.shift.add_(1)
-
-
-def load_state_dict(model: Any) -> None:
-    model.load_state_dict({name: value + 1 for name, value in model.state_dict().items()})
-
-
-def load_state_dict_assign(model: Any) -> None:
-    model.load_state_dict({name: value + 1 for name, value in model.state_dict().items()}, assign=True)
-
-
-def assign_data(model: Any) -> None:
-    model.linear.bias.data = model.linear.bias.data + 1
-
-
-def new_parameter(model: Any) -> None:
-    model.linear.weight = nn.Parameter(torch.randn(6, 6))
-
-
-def vector_to_parameters(model: Any) -> None:
-    vector = nn.utils.parameters_to_vector(model.parameters())
-    nn.utils.vector_to_parameters(vector * 2, model.parameters())
-
-
-def swap_tensors(model: Any) -> None:
-    torch.utils.swap_tensors(model.linear.weight, nn.Parameter(torch.randn(6, 6)))
-
-
-def step(optimizer: type[torch.optim.Optimizer], **options: Any) -> Callable[[Any], None]:
-    def change(model: Any) -> None:
-        chosen = optimizer(model.parameters(), **options)
-        model(torch.randn(4, 6)).square().sum().backward()
-        chosen.step()
-
-    change.__name__ = f"{optimizer.__name__} {options}"
-    return change
-
-
-def write_through_data(model: Any) -> None:
-    model.linear.weight.data.mul_(3).add_(1)
-
-
-def copy_into_data(model: Any) -> None:
-    model.linear.bias.data.copy_(torch.randn(6))
-
-
-def merge_a_delta(model: Any) -> None:
-    model.linear.weight.data += torch.randn(6, 1) @ torch.randn(1, 6)
-
-
-def write_a_slice_of_data(model: Any) -> None:
-    model.linear.weight.data[1:3, 2] = 9
-
-
-def write_through_numpy(model: Any) -> None:
-    model.linear.weight.detach().numpy()[0, 0] = 50
-
-
-CHANGES = [
-    write_through_data, copy_into_data, merge_a_delta, write_a_slice_of_data, write_through_numpy,
-    in_place, in_inference_mode, slice_in_place, buffer_in_place, load_state_dict, load_state_dict_assign, assign_data,
-    new_parameter, vector_to_parameters, swap_tensors,
-    step(torch.optim.SGD, lr=0.5), step(torch.optim.SGD, lr=0.5, fused=True),
-    step(torch.optim.SGD, lr=0.5, foreach=True), step(torch.optim.Adam, lr=0.1),
-    step(torch.optim.AdamW, lr=0.1, fused=True), step(torch.optim.Adam, lr=0.1, fused=True),
-    step(torch.optim.Adagrad, lr=0.1, fused=True), step(torch.optim.RMSprop, lr=0.1),
-]  # fmt: skip
-
-
-@pytest.mark.parametrize("change", CHANGES, ids=lambda change: change.__name__)
-def test_a_change_is_seen_before_the_next_answer(change: Callable[[Any], None]) -> None:
+def test_after_the_first_change_each_change_is_a_refit() -> None:
     model = Block()
     fast = compiled(model)
     x = torch.randn(3, 6)
     with torch.no_grad():
-        before = fast(x)
-    assert engine_calls() == 1
-    change(model)
-    with torch.no_grad():
-        after = model(x)
-        assert not torch.allclose(before, after)
-        for _ in range(3):
-            assert_same(fast(x), after)
+        for _ in range(5):
+            assert_same(fast(x), model(x))
+            assert_same(fast(x), model(x))
+            model.linear.weight.data.mul_(1.1)
+            model.shift.add_(1)
+    counts = report()
+    assert counts["rebuilds"] == 1 and counts["rebuild_reasons"] == {"the weights changed": 1}
+    assert counts["refits"] == 4 and counts["engine_calls"] == 10 and counts["eager_calls"] == 0
 
 
-def test_an_engine_comes_back_when_changed_weights_rest() -> None:
+def no_refits(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As where TensorRT builds no engine whose weights can be changed."""
+
+    def refused(*args: Any, refit: bool, **keywords: Any) -> Any:
+        if refit:
+            raise Unsupported("no such engine")
+        return convert(*args, **keywords)
+
+    monkeypatch.setattr(backend, "convert", refused)
+
+
+def test_without_refits_an_engine_is_rebuilt_when_the_weights_rest(monkeypatch: pytest.MonkeyPatch) -> None:
+    no_refits(monkeypatch)
     model = Block()
     fast = compiled(model, rebuild_after=3)
     x = torch.randn(3, 6)
     with torch.no_grad():
-        fast(x)
-        model.linear.weight.mul_(2)
-        for _ in range(6):
+        for change in (2.0, 1.5):
+            for _ in range(6):
+                assert_same(fast(x), model(x))
+            model.linear.weight.mul_(change)
+        for _ in range(5):
             assert_same(fast(x), model(x))
     counts = report()
-    assert counts["rebuilds"] == 1 and counts["rebuild_reasons"] == {"the weights changed": 1}
-    assert counts["eager_reasons"] == {"the weights changed": 3} and counts["engine_calls"] == 4
+    assert counts["refits"] == 0 and counts["eager_reasons"] == {"the weights changed": 3 + 3}
+    assert counts["engine_calls"] == 17 - 6
+
+
+@pytest.mark.parametrize("rebuild", ["sync", "background"])
+def test_a_refit_that_fails_is_a_rebuild(monkeypatch: pytest.MonkeyPatch, rebuild: str) -> None:
+    def refuse(*_: Any) -> None:
+        raise EngineError("no refit today")
+
+    model = Block()
+    fast = compiled(model, strict=False, rebuild=rebuild, rebuild_after=2)
+    x = torch.randn(3, 6)
+    monkeypatch.setattr(Engine, "refit", refuse)
+    with torch.no_grad():
+        for factor in (1.0, 2.0, 1.5):
+            model.linear.weight.mul_(factor)
+            for _ in range(6):
+                assert_same(fast(x), model(x))
+                wait_for_builds()
+    counts = report()
+    assert counts["refits"] == 0 and counts["eager_calls"] > 0 and counts["engine_calls"] >= 6 + 2
+
+
+def test_rebuild_never_leaves_changed_weights_to_eager() -> None:
+    model = Block()
+    fast = compiled(model, rebuild="never")
+    x = torch.randn(3, 6)
+    with torch.no_grad():
+        for _ in range(3):
+            assert_same(fast(x), model(x))
+            model.shift.add_(1)
+    assert report()["engine_calls"] == 1 and report()["engines_built"] + report()["cache_hits"] == 1
+
+
+def test_weights_as_inputs_build_one_engine_for_all() -> None:
+    models = [Block() for _ in range(6)]
+    fast = [compiled(model, weights="inputs") for model in models]
+    x = torch.randn(3, 6)
+    with torch.no_grad():
+        for _ in range(3):
+            for run, model in zip(fast, models, strict=True):
+                assert_same(run(x), model(x))
+                model.linear.weight.data.mul_(1.1)
+    counts = report()
+    assert counts["engine_calls"] == 18 and counts["eager_calls"] == counts["rebuilds"] == counts["refits"] == 0
+    assert counts["engines_built"] + counts["cache_hits"] == 1
+
+
+def test_large_weights_are_inputs(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(runtime, "BAKED_AT_MOST", 6 * 6 * 4)
+    model = Block()
+    fast = compiled(model)
+    x = torch.randn(3, 6)
+    with torch.no_grad():
+        for _ in range(3):
+            assert_same(fast(x), model(x))
+            model.linear.weight.data.mul_(1.1)
+    assert report()["engine_calls"] == 3 and report()["rebuilds"] == 0
+
+
+@pytest.mark.parametrize("options", [{"weights": "inputs"}, {"max_weight_sets": 1}], ids=str)
+def test_weights_that_no_engine_takes_as_inputs(monkeypatch: pytest.MonkeyPatch, options: dict[str, Any]) -> None:
+    def refuses(graph: Any, weights: Any, *args: Any, **keywords: Any) -> Any:
+        if not weights:
+            raise BuildError("the kernel must be a constant")
+        return convert(graph, weights, *args, **keywords)
+
+    monkeypatch.setattr(backend, "convert", refuses)
+    models = [Block(), Block()]
+    fast = [compiled(model, **options) for model in models]
+    x = torch.randn(3, 6)
+    with torch.no_grad():
+        for _ in range(3):
+            for run, model in zip(fast, models, strict=True):
+                assert_same(run(x), model(x))
+                model.linear.weight.data.mul_(1.1)
+    assert report()["engine_calls"] >= 3
+
+
+def test_weights_that_are_written_during_a_build(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is stored under the digests of some weights was built from exactly those."""
+    model = Block()
+    first = copy.deepcopy(model.state_dict())
+    writing = [True]
+
+    def write_and_convert(*args: Any, **keywords: Any) -> Any:
+        if writing:
+            model.linear.weight.data.mul_(3)
+        return convert(*args, **keywords)
+
+    def digest_and_write(tensor: torch.Tensor) -> str:
+        found = digest(tensor)
+        if writing:
+            model.linear.weight.data.add_(1)
+        return found
+
+    monkeypatch.setattr(backend, "convert", write_and_convert)
+    monkeypatch.setattr(backend, "digest", digest_and_write)
+    fast = compiled(model, rebuild_after=0)
+    x = torch.randn(3, 6)
+    with torch.no_grad():
+        for _ in range(4):
+            assert_same(fast(x), model(x))
+        writing.clear()
+        for _ in range(4):
+            assert_same(fast(x), model(x))
+        again = Block()
+        again.load_state_dict(first)
+        torch._dynamo.reset()
+        fast = compiled(again)
+        assert_same(fast(x), again(x))
+        assert_same(fast(x), again(x))
 
 
 def test_weights_written_back_need_no_rebuild() -> None:

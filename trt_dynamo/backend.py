@@ -22,7 +22,7 @@ from torch._subclasses.fake_tensor import unset_fake_temporarily
 from torch.fx import GraphModule
 
 from trt_dynamo import trt as tensorrt_module
-from trt_dynamo.aten_converters import ConvertedNetwork, convert
+from trt_dynamo.aten_converters import ConvertedNetwork, convert, weights_manifest
 from trt_dynamo.aten_converters.registry import lookup
 from trt_dynamo.build import build, profile_of
 from trt_dynamo.cache import Plan, digest, get_or_build, segment_key
@@ -97,7 +97,7 @@ def segment_module(segment: Segment, device: torch.device, settings: Settings) -
         [names.index(name) for name in segment.weights],
         functools.partial(make_engine, segment, device, settings),
         settings,
-        "not supported yet",
+        None if settings.runtime == "reference" else tensorrt_module.why_no_refit(),
     )
 
 
@@ -134,14 +134,16 @@ def make_engine(
         copies = {name: tensor.detach().clone() for name, tensor in given.items()}
         if not refit and not unchanged():
             raise WeightsMoved(f"the weights of {segment.name} changed while its engine was built")
-        return convert(segment.module, copies, ranges)
+        return convert(segment.module, copies, ranges, refit=refit)
 
     def build_plan() -> Plan:
         network = converted()
-        plan = build(network, profile_of(network, ranges), settings, label=segment.name)
+        plan = build(network, profile_of(network, ranges), settings, label=segment.name, refit=refit)
         count("engines_built")
         return Plan(plan, manifest_of(network))
 
+    if settings.runtime == "reference" and refit and tensorrt_module.why_no_refit() is not None:
+        return stand_in(converted(), ranges, device)  # no builder makes such a plan here; the stand-in needs none
     started = time.perf_counter()
     plan, hit = get_or_build(key, build_plan, settings)
     spend("load_seconds" if hit else "build_seconds", time.perf_counter() - started)
@@ -155,11 +157,11 @@ def make_engine(
 
 def stand_in(network: ConvertedNetwork, ranges: Mapping[sympy.Symbol, Range], device: torch.device) -> Engine:
     """The reference evaluator in an engine's place. Equal segments share a plan, but this network has its own names."""
-    from trt_dynamo.reference import ReferenceEngine
+    from trt_dynamo.reference import ReferenceEngine, ReferenceRefitter
 
     profiles = [profile_of(network, ranges)]
-    raw = ReferenceEngine(network.network.raw, profiles, network.constants, device)
-    return Engine(raw, manifest_of(network), device, owner=network)
+    raw = ReferenceEngine(network.network.raw, profiles, network.constants, device, weights=network.weights)
+    return Engine(raw, manifest_of(network), device, owner=network, refitter_factory=ReferenceRefitter)
 
 
 def read_settings(keywords: Mapping[str, Any]) -> Settings:
@@ -215,7 +217,11 @@ def manifest_of(network: ConvertedNetwork) -> dict[str, Any]:
             "size": binding.size,
         }
 
-    return {"inputs": [describe(b) for b in network.inputs], "outputs": [describe(b) for b in network.outputs]}
+    return {
+        "inputs": [describe(b) for b in network.inputs],
+        "outputs": [describe(b) for b in network.outputs],
+        "weights": weights_manifest(network.weights),
+    }
 
 
 def platform_of(device: torch.device, settings: Settings) -> dict[str, str]:

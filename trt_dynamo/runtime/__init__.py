@@ -185,7 +185,7 @@ class SegmentModule(torch.nn.Module):
             assert slot.weights is not None
             if slot.weights.changed(tensors):
                 slot.calm = 0
-                if slot.engine is not None and not getattr(slot.engine, "refittable", False):
+                if slot.engine is not None and not slot.engine.refittable:
                     self.note_change()
                     slot.engine = None
                 slot.stale = slot.engine is not None
@@ -210,7 +210,7 @@ class SegmentModule(torch.nn.Module):
         """Gives the slot's engine the weights that the slot's set has by now. False, and no engine, where it fails."""
         assert slot.engine is not None
         try:
-            slot.engine.refit(tensors)  # type: ignore[attr-defined]
+            slot.engine.refit(tensors)
         except TrtDynamoError as error:
             if self.settings.strict:
                 raise
