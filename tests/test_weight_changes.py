@@ -195,13 +195,35 @@ def optimizers() -> list[Any]:
     found: list[Any] = []
     kinds: dict[str, Any] = vars(torch.optim)
     for name, kind in sorted(kinds.items()):
-        if not inspect.isclass(kind) or kind is torch.optim.Optimizer or name in ("SparseAdam", "Muon"):
+        if not isinstance(kind, type) or kind is torch.optim.Optimizer or name in ("SparseAdam", "Muon"):
             continue
         takes = inspect.signature(kind).parameters
         options = {"lr": 0.5} if "lr" in takes else {}
         ways: tuple[dict[str, Any], ...] = ({}, {"foreach": True}, {"fused": True})
         found += [step(kind, **options, **way) for way in ways if way.keys() <= takes.keys()]
     return found
+
+
+def test_muon_which_takes_matrices_only() -> None:
+    def change(model: Any) -> None:
+        optimizer = torch.optim.Muon([model.linear.weight], lr=0.5)
+        model(torch.randn(4, 6)).square().sum().backward()
+        optimizer.step()
+
+    after(change)
+
+
+def test_sparse_steps() -> None:
+    model = nn.Sequential(nn.Embedding(10, 6, sparse=True), nn.Tanh())
+    fast = compiled(model)
+    i = torch.tensor([[1, 2], [3, 1]])
+    optimizer = torch.optim.SparseAdam(model.parameters(), lr=0.5)
+    for _ in range(3):
+        with torch.no_grad():
+            assert_same(fast(i), model(i))
+        optimizer.zero_grad()
+        model(i).square().sum().backward()
+        optimizer.step()
 
 
 def after(change: Callable[[Any], None], *, declare: bool = False, **options: Any) -> None:
