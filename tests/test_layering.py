@@ -28,7 +28,8 @@ ALLOWED: dict[str, set[str]] = {
     # ops of ours that lowering puts into a graph and converters know
     "operators": set(),
     "profiles": BASE,
-    "progress": BASE,
+    "shutdown": set(),
+    "progress": BASE | {"shutdown"},
     "graph_breaks": {"settings"},
     "fingerprints": {"errors"},
     "weights": BASE | {"fingerprints"},
@@ -42,8 +43,8 @@ ALLOWED: dict[str, set[str]] = {
     "partition": BASE | {"profiles", "aten_converters", "host_scalars"},
     "cache": BASE | {"profiles"},
     # it takes a ConvertedNetwork
-    "build": BASE | {"profiles", "progress", "aten_converters"},
-    "runtime": BASE | {"profiles", "reports", "weights", "fingerprints"},
+    "build": BASE | {"profiles", "progress", "shutdown", "aten_converters"},
+    "runtime": BASE | {"profiles", "reports", "weights", "fingerprints", "shutdown"},
     # it judges the converters, so it must not know them
     "reference": {"errors", "trt", "log"},
     # the package's front door

@@ -13,6 +13,7 @@ import sympy
 import torch
 
 from trt_dynamo import log as tensorrt_log
+from trt_dynamo import shutdown
 from trt_dynamo import trt as tensorrt
 from trt_dynamo.aten_converters import ConvertedNetwork
 from trt_dynamo.errors import BuildError
@@ -53,9 +54,12 @@ def build(
         make_refittable(config)
     add_profile(builder, config, converted, profile)
     started = time.perf_counter()
-    with tensorrt_log.collected() as errors, progress(config, settings, label):
-        data = builder.build_serialized_network(network, config)
+    with tensorrt_log.collected() as errors:
+        with shutdown.in_tensorrt(), progress(config, settings, label):
+            data = builder.build_serialized_network(network, config)
         if data is None:
+            if shutdown.ENDING.is_set():
+                raise BuildError(f"{label or 'an engine'} is not built: the program ends")
             words = "; ".join(dict.fromkeys(tensorrt_log.first_line(e) for e in errors)) or "TensorRT gave no reason"
             if refit:
                 words += f"; the engine was to be refittable. {tensorrt.why_no_refit() or ''}".rstrip()

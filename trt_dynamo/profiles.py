@@ -223,6 +223,8 @@ def solved(dim: Dim, number: int) -> tuple[sympy.Symbol, int] | None:
     if isinstance(dim, int) or len(dim.free_symbols) != 1:
         return None
     (symbol,) = dim.free_symbols
+    if not dim.is_polynomial(symbol):  # divisions and remainders may not even have a value at 0
+        return None
     slope, rest = dim.coeff(symbol), dim.subs(symbol, 0)
     if not (slope.is_Integer and rest.is_Integer and slope > 0 and sympy.expand(slope * symbol + rest - dim) == 0):
         return None

@@ -1,45 +1,108 @@
-"""Builds that run beside the calls: one at a time, in a thread that ends with the interpreter and leaves nothing half
-done.
+"""Builds that run beside the calls: one at a time, in the order in which they were asked for, in a thread that is there
+only while there is work.
+
+When the interpreter ends, what has not begun never begins, a build in progress is called off, and the rest (a plan that
+is being stored) is waited for, but not for long.
 """
 
 from __future__ import annotations
 
+import atexit
+import collections
 import logging
+import os
 import threading
 import time
 from collections.abc import Callable
 
+from trt_dynamo import shutdown
+
 log = logging.getLogger(__name__)
 
-ONE_AT_A_TIME = threading.Lock()
-RUNNING: set[threading.Thread] = set()
+# How many seconds the end of the interpreter waits for what a build still does, and for TensorRT within a step.
+PATIENCE = 5.0
+TENSORRT_PATIENCE = 300.0
 
 
-def interpreter_ends() -> bool:
-    """Whether the program is over: what has not begun shall not begin; a build in progress is waited for."""
-    return not threading.main_thread().is_alive()
+class Builds:
+    """What is to be done beside the calls, and the thread that does it."""
+
+    def __init__(self) -> None:
+        self.changed = threading.Condition()
+        self.waiting: collections.deque[Callable[[], None]] = collections.deque()
+        self.worker: threading.Thread | None = None
+
+    def add(self, work: Callable[[], None]) -> None:
+        with self.changed:
+            self.waiting.append(work)
+            if self.worker is None:
+                # A daemon, so that a build that hangs cannot keep the interpreter from its end.
+                self.worker = threading.Thread(target=self.run, name="trt_dynamo-build", daemon=True)
+                self.worker.start()
+
+    def run(self) -> None:
+        while True:
+            with self.changed:
+                if not self.waiting or shutdown.ENDING.is_set():
+                    self.waiting.clear()
+                    self.worker = None
+                    self.changed.notify_all()
+                    return
+                work = self.waiting.popleft()
+            try:
+                work()
+            except BaseException:
+                # Nobody waits for it, and the builds behind it must still be done.
+                log.exception("an error in a build in the background")
+            del work
+
+    def wait(self, timeout: float | None = None) -> bool:
+        """Waits until nothing is left to do, `timeout` seconds at most. True if nothing is."""
+        with self.changed:
+            return self.changed.wait_for(lambda: self.worker is None, timeout)
+
+
+builds = Builds()
 
 
 def run_in_background(work: Callable[[], None]) -> None:
     """Runs `work`, which handles its own errors, as soon as the builds before it are done."""
-
-    def run() -> None:
-        try:
-            with ONE_AT_A_TIME:
-                if not interpreter_ends():
-                    work()
-        finally:
-            RUNNING.discard(threading.current_thread())
-
-    # Not a daemon: the interpreter waits for it, and TensorRT is not torn down under a build.
-    thread = threading.Thread(target=run, name="trt_dynamo-build")
-    RUNNING.add(thread)
-    thread.start()
+    prepare_for_the_end()
+    builds.add(work)
 
 
 def wait_for_builds(timeout: float | None = None) -> bool:
     """Waits until no build runs in the background, `timeout` seconds at most. True if none does."""
-    end = None if timeout is None else time.monotonic() + timeout
-    for thread in list(RUNNING):
-        thread.join(None if end is None else max(0.0, end - time.monotonic()))
-    return not any(thread.is_alive() for thread in list(RUNNING))
+    return builds.wait(timeout)
+
+
+def prepare_for_the_end() -> None:
+    # At each first build, not at import. Registering again moves it behind what others have registered since.
+    atexit.unregister(end)
+    atexit.register(end)
+    if not forks_known:
+        forks_known.append(True)
+        if hasattr(os, "register_at_fork"):
+            os.register_at_fork(after_in_child=forget)
+
+
+forks_known: list[bool] = []
+
+
+def end() -> None:
+    """Calls off the builds; runs when the interpreter ends, while other threads can still work."""
+    shutdown.ENDING.set()
+    if wait_for_builds(PATIENCE):
+        return
+    worker, end = builds.worker, time.monotonic() + TENSORRT_PATIENCE
+    if worker is not None and worker.ident in shutdown.IN_TENSORRT:
+        log.warning("the program ends when TensorRT comes to the end of a step of a build, which cannot be called off")
+        while worker.ident in shutdown.IN_TENSORRT and time.monotonic() < end:
+            time.sleep(0.05)
+        wait_for_builds(PATIENCE)
+
+
+def forget() -> None:
+    """In a forked process there is no thread that builds: it starts with nothing to do."""
+    global builds
+    builds = Builds()

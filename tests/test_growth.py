@@ -1,0 +1,225 @@
+"""Builds beside the calls: whatever happens to one, calls are answered and the program ends."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from trt_dynamo import shutdown
+from trt_dynamo.cache import open_store
+from trt_dynamo.runtime import background, wait_for_builds
+from trt_dynamo.settings import Settings
+
+ROOT = Path(__file__).parent.parent
+
+# A model whose build takes a second or two, unless it is called off, and an event that tells that a build has begun.
+PRELUDE = """
+import os, signal, sys, threading, time
+import torch
+from trt_dynamo import backend, shutdown
+from trt_dynamo.runtime import wait_for_builds
+
+build = backend.build
+begun = threading.Event()
+
+def told(*args, **keywords):
+    begun.set()
+    return build(*args, **keywords)
+
+backend.build = told
+deep = torch.nn.Sequential(*[layer for _ in range(60) for layer in (torch.nn.Linear(256, 256), torch.nn.Softmax(-1))])
+x = torch.randn(2, 256)
+torch.set_grad_enabled(False)
+
+def fast(model=deep, **options):
+    return torch.compile(model, backend="tensorrt", dynamic=True, options={"runtime": "reference", **options})
+"""
+
+
+def start(code: str, cache: Path, **environment: str) -> subprocess.Popen[str]:
+    path = os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])
+    environ = {**os.environ, "PYTHONPATH": path, "TRT_DYNAMO_CACHE_DIR": str(cache), **environment}
+    command = [sys.executable, "-u", "-c", PRELUDE + code]
+    return subprocess.Popen(command, env=environ, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+
+def finish(process: subprocess.Popen[str], seconds: float = 100) -> tuple[int, str, str]:
+    try:
+        out, err = process.communicate(timeout=seconds)
+    finally:
+        process.kill()
+    return process.returncode, out, err
+
+
+def whole(cache: Path) -> bool:
+    """Whether every entry of the cache is whole."""
+    return not cache.exists() or open_store(Settings(cache_dir=cache)).verify() == []
+
+
+ENDS: dict[str, tuple[str, int]] = {
+    "returns": ("", 0),
+    "exits": ("sys.exit(3)", 3),
+    "from a function at exit": ("import atexit; atexit.register(lambda: print('last', flush=True))", 0),
+    "while another thread calls": (
+        "threading.Thread(target=lambda: [model(torch.randn(n + 2, 256)) for n in range(20)], daemon=True).start()",
+        0,
+    ),
+}
+
+
+@pytest.mark.parametrize("way", ENDS)
+def test_the_program_ends_during_a_build(way: str, tmp_path: Path) -> None:
+    code, expected = ENDS[way]
+    process = start(
+        f"model = fast(compile='background'); model(x); begun.wait(); print('answered', time.time()); {code}", tmp_path
+    )
+    status, out, err = finish(process)
+    assert status == expected, err
+    assert time.time() - float(out.split()[1]) < 15
+    assert "Traceback" not in err and "Fatal" not in err and "terminate" not in err, err
+    assert "in eager from now on" not in err, err
+    assert whole(tmp_path)
+
+
+@pytest.mark.parametrize("hangs", ["threading.Event().wait()", "time.sleep(10**6)"])
+def test_the_program_ends_though_a_build_hangs(hangs: str, tmp_path: Path) -> None:
+    process = start(
+        f"backend.build = lambda *a, **k: ({hangs}, b'')[1]\n"
+        "model = fast(torch.nn.Tanh(), compile='background', min_segment_nodes=1)\n"
+        "model(x); model(x); print('answered', flush=True)",
+        tmp_path,
+    )
+    started = time.monotonic()
+    status, out, err = finish(process)
+    assert (status, out.strip()) == (0, "answered"), err
+    assert time.monotonic() - started < 60
+    assert "Traceback" not in err and "Fatal" not in err, err
+
+
+def test_the_program_waits_for_a_step_that_cannot_be_called_off(tmp_path: Path) -> None:
+    process = start(
+        "def slow(*args, **keywords):\n"
+        "    with shutdown.in_tensorrt(): time.sleep(7)\n"
+        "    print('left')\n"
+        "    raise SystemExit\n"
+        "backend.build = slow\n"
+        "fast(torch.nn.Tanh(), compile='background', min_segment_nodes=1)(x)",
+        tmp_path,
+    )
+    status, out, err = finish(process)
+    assert (status, out.strip()) == (0, "left"), err
+    assert "cannot be called off" in err and "Fatal" not in err, err
+
+
+@pytest.mark.parametrize("where", ["background", "sync"])
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_during_a_build_ends_the_program(number: signal.Signals, where: str, tmp_path: Path) -> None:
+    """SIGTERM at once; SIGINT as KeyboardInterrupt, which TensorRT must not swallow."""
+    process = start(
+        "def tell():\n    begun.wait(); time.sleep(0.1); print('begun', flush=True)\n"
+        "threading.Thread(target=tell, daemon=True).start()\n"
+        f"fast(compile={where!r})(x)\n"
+        "time.sleep(100)",
+        tmp_path,
+    )
+    assert process.stdout is not None
+    process.stdout.readline()
+    sent = time.monotonic()
+    process.send_signal(number)
+    status, _, err = finish(process)
+    assert time.monotonic() - sent < 15
+    assert status == -number, err
+    assert ("KeyboardInterrupt" in err) == (number == signal.SIGINT)
+    assert "Fatal" not in err and "in eager from now on" not in err, err
+    assert whole(tmp_path)
+    again, _, err = finish(start("model = fast(torch.nn.Tanh(), min_segment_nodes=1); model(x)", tmp_path))
+    assert again == 0, err
+
+
+def test_after_an_interrupt_the_model_works(tmp_path: Path) -> None:
+    process = start(
+        "def press():\n    begun.wait(); time.sleep(0.1); os.kill(os.getpid(), signal.SIGINT)\n"
+        "threading.Thread(target=press).start()\n"
+        "model = fast()\n"
+        "try:\n    model(x)\n    print('not interrupted')\n"
+        "except KeyboardInterrupt:\n    print('interrupted')\n"
+        "assert signal.getsignal(signal.SIGINT) is signal.default_int_handler\n"
+        "torch.testing.assert_close(model(x), deep(x))\n"
+        "from trt_dynamo import report\n"
+        "print(report()['engine_calls'])",
+        tmp_path,
+    )
+    status, out, err = finish(process, 300)
+    assert status == 0 and out.split() == ["interrupted", "1"], (out, err)
+
+
+def test_what_a_signal_handler_raises_is_kept() -> None:
+    calls: list[int] = []
+
+    def handler(number: int, frame: Any) -> None:
+        calls.append(number)
+        if len(calls) == 2:
+            raise TimeoutError("too late")
+
+    before = signal.signal(signal.SIGUSR1, handler)
+    try:
+        kept = shutdown.signals_kept()
+        raised = kept.__enter__()
+        signal.raise_signal(signal.SIGUSR1)
+        assert not raised
+        signal.raise_signal(signal.SIGUSR1)
+        assert len(raised) == 1
+        with pytest.raises(TimeoutError, match="too late"):
+            kept.__exit__(None, None, None)
+        assert signal.getsignal(signal.SIGUSR1) is handler
+        with shutdown.signals_kept():
+            signal.signal(signal.SIGUSR1, signal.SIG_IGN)  # a handler may put another in its place
+        assert signal.getsignal(signal.SIGUSR1) is signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGUSR1, before)
+
+
+def test_builds_run_in_order_one_at_a_time_and_leave_no_thread() -> None:
+    done: list[int] = []
+    together: list[bool] = []
+    busy = threading.Lock()
+
+    def work(number: int) -> Callable[[], None]:
+        def run() -> None:
+            together.append(not busy.acquire(blocking=False))
+            time.sleep(0.01)
+            done.append(number)
+            busy.release()
+            if number == 3:
+                raise MemoryError("the others are built all the same")
+
+        return run
+
+    for number in range(6):
+        background.run_in_background(work(number))
+    assert not wait_for_builds(0)
+    assert wait_for_builds(60)
+    assert done == [0, 1, 2, 3, 4, 5] and not any(together)
+    assert not any(t.name == "trt_dynamo-build" and t.is_alive() for t in threading.enumerate()) or wait_for_builds(1)
+
+
+def test_a_fork_does_not_wait_for_its_parents_builds(tmp_path: Path) -> None:
+    """As the workers of a DataLoader do."""
+    process = start(
+        "model = fast(compile='background')\nmodel(x); begun.wait()\n"
+        "child = os.fork()\n"
+        "if child == 0:\n    assert wait_for_builds(0); print('child', flush=True); os._exit(0)\n"
+        "print(os.waitpid(child, 0)[1])",
+        tmp_path,
+    )
+    status, out, err = finish(process)
+    assert status == 0 and out.split() == ["child", "0"], (out, err)
