@@ -39,7 +39,7 @@ def weights_of(tensor: Tensor) -> Any:
 
 
 def scaled(device: torch.device = CPU, names: tuple[str, ...] = ("scale", "shift", "idle")) -> ReferenceEngine:
-    """y = x * scale + shift, where scale is [1, 2, 3] and shift [5] in bfloat16; a constant `idle` reaches no result."""
+    """y = x * scale + shift: scale is [1, 2, 3], shift [5] in bfloat16. A constant `idle` reaches no result."""
     net = Net()
     values = {
         "scale": torch.tensor([1.0, 2.0, 3.0]),
