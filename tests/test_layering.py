@@ -28,6 +28,9 @@ ALLOWED: dict[str, set[str]] = {
     # ops of ours that lowering puts into a graph and converters know
     "operators": set(),
     "profiles": BASE,
+    # what is known of sizes before a graph is made
+    "recorded_shapes": BASE | {"profiles"},
+    "known_ranges": BASE | {"profiles", "recorded_shapes"},
     "shutdown": set(),
     "progress": BASE | {"shutdown"},
     "graph_breaks": {"settings"},
@@ -54,6 +57,7 @@ ALLOWED: dict[str, set[str]] = {
         "aten_converters",
         "backend",
         "explanation",
+        "recorded_shapes",
         "registration",
         "reports",
         "weights",

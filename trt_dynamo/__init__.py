@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from trt_dynamo.aten_converters import Network, Tensor, converter
     from trt_dynamo.backend import tensorrt
     from trt_dynamo.explanation import explain
+    from trt_dynamo.recorded_shapes import RecordedShapes, record_shapes
     from trt_dynamo.reports import report, reset_report
     from trt_dynamo.weights import weights_changed
 
@@ -26,6 +27,7 @@ __all__ = [
     "ConversionError",
     "EngineError",
     "Network",
+    "RecordedShapes",
     "Settings",
     "SettingsError",
     "Tensor",
@@ -34,6 +36,7 @@ __all__ = [
     "__version__",
     "converter",
     "explain",
+    "record_shapes",
     "report",
     "reset_report",
     "tensorrt",
@@ -45,7 +48,9 @@ LAZY = {
     "Network": "trt_dynamo.aten_converters",
     "Tensor": "trt_dynamo.aten_converters",
     "converter": "trt_dynamo.aten_converters",
+    "RecordedShapes": "trt_dynamo.recorded_shapes",
     "explain": "trt_dynamo.explanation",
+    "record_shapes": "trt_dynamo.recorded_shapes",
     "report": "trt_dynamo.reports",
     "reset_report": "trt_dynamo.reports",
     "tensorrt": "trt_dynamo.backend",

@@ -28,6 +28,7 @@ from trt_dynamo.build import build, profile_of
 from trt_dynamo.cache import Plan, digest, get_or_build, segment_key
 from trt_dynamo.errors import SettingsError, TrtDynamoError, WeightsMoved
 from trt_dynamo.graph_breaks import warn_if_recurrent_skipped
+from trt_dynamo.known_ranges import use_known_ranges
 from trt_dynamo.lowering import Lowered, lower
 from trt_dynamo.lowering.lengths import keeps_lengths
 from trt_dynamo.partition import Segment, main_device, partition
@@ -63,6 +64,7 @@ def tensorrt(module: GraphModule, inputs: Sequence[Any], **keywords: Any) -> Cal
             return train(module, inputs, settings)
         if reason is not None:
             return module.forward
+        use_known_ranges(module, inputs, settings)
         return lower(module, inputs, functools.partial(compile_lowered, settings=settings), settings)
     except (RestartAnalysis, SkipFrame):  # Dynamo's own way of asking for another go
         raise
