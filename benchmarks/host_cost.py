@@ -9,7 +9,7 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Callable
-from typing import Any
+from typing import Any, get_args
 
 import torch
 from torch._dynamo.backends.common import aot_autograd
@@ -17,7 +17,8 @@ from torch._functorch._aot_autograd.utils import make_boxed_func
 
 from benchmarks.models import MODELS
 from trt_dynamo.runtime.engine import Engine
-from trt_dynamo.weights import WeightSet, identity
+from trt_dynamo.runtime.slots import Slot
+from trt_dynamo.weights import Check, WeightSet
 
 SIZES: dict[str, dict[str, int]] = {
     "resnet50": {},
@@ -91,19 +92,27 @@ def measure(name: str) -> None:
     print(f"{name}: {tensors} weights; no-op backend {floor:.1f} us, ours {cost:.1f} us, {cost - floor:+.1f} us")
 
 
-def measure_check(count: int) -> None:
-    tensors = [torch.nn.Parameter(torch.randn(4)) for _ in range(count)]
-    weights = WeightSet(tensors, lambda tensor: "")
-    table = {identity(tensors): weights}
-    cost = microseconds(lambda: table[identity(tensors)].is_unchanged(tensors))
-    print(f"weight check, {count} parameters: {cost:.1f} us")
+def measure_check(count: int, check: Check) -> None:
+    """The whole look at the weights of a call: the slot's guess, the begin before the engine, the answer after it."""
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    tensors = [torch.nn.Parameter(torch.randn(4, device=device)) for _ in range(count)]
+    slot = Slot(WeightSet(tensors, check))
+    likely = {id(tensors[0]): slot}
+
+    def look() -> bool:
+        found = likely[id(tensors[0])]
+        return found.holds(found.begin(tensors), tensors)
+
+    assert look()
+    print(f"check of {count} weights, {check}, on {device}: {microseconds(look):.1f} us")
 
 
 def main() -> None:
     torch.set_num_threads(1)
     print(f"torch {torch.__version__}; the least of 15 repeats of 200 calls")
     for count in (20, 200, 2000):
-        measure_check(count)
+        for check in get_args(Check):
+            measure_check(count, check)
     for name in sys.argv[1:] or SIZES:
         torch._dynamo.reset()
         measure(name)

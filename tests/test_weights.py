@@ -87,6 +87,22 @@ def test_after_the_first_change_each_change_is_a_refit() -> None:
     assert counts["refits"] == 4 and counts["engine_calls"] == 10 and counts["eager_calls"] == 0
 
 
+def test_weights_that_change_at_every_call_are_left_to_eager_after_a_while() -> None:
+    model = Block()
+    fast = compiled(model)
+    x = torch.randn(3, 6)
+    with torch.no_grad():
+        for calls, changes in ((1, 12), (3, 6)):
+            for _ in range(changes):
+                model.linear.weight.data.mul_(1.01)
+                for _ in range(calls):
+                    assert_same(fast(x), model(x))
+    counts = report()
+    assert counts["rebuilds"] == 1
+    # Of the first twelve changes some are refits; the others, and the first of those that are called thrice, are not.
+    assert 3 <= counts["refits"] - 6 <= 6 and counts["eager_calls"] == 11 - (counts["refits"] - 6) + 1
+
+
 def no_refits(monkeypatch: pytest.MonkeyPatch) -> None:
     """As where TensorRT builds no engine whose weights can be changed."""
 

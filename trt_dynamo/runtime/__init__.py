@@ -121,6 +121,7 @@ class SegmentModule(torch.nn.Module):
                 break
             # After the engine was started, so that its own work hides the cost.
             if slot.holds(begun, tensors):
+                slot.served += 1
                 count("engine_calls")
                 return results
             attempts += 1
@@ -156,8 +157,12 @@ class SegmentModule(torch.nn.Module):
             raise self.failure
         with self.lock:
             slot, reason = self.serve(tensors, "another set of weights", self.settings.compile == "background")
-            if slot is not None and slot.engine is not None and slot.stale and not self.refit(slot, tensors):
-                return None, WEIGHTS_CHANGED
+            if slot is not None and slot.engine is not None and slot.stale:
+                if slot.restless:
+                    slot.calm += 1
+                    return None, WEIGHTS_CHANGED
+                if not self.refit(slot, tensors):
+                    return None, WEIGHTS_CHANGED
             if slot is not None and slot.weights is not None:
                 self.likely[id(tensors[0])] = slot
         return slot, reason
@@ -184,7 +189,7 @@ class SegmentModule(torch.nn.Module):
         else:
             assert slot.weights is not None
             if slot.weights.changed(tensors):
-                slot.calm = 0
+                slot.note_change()
                 if slot.engine is not None and not slot.engine.refittable:
                     self.note_change()
                     slot.engine = None

@@ -13,6 +13,8 @@ import torch
 from trt_dynamo.runtime.engine import Engine
 from trt_dynamo.weights import Begun, WeightSet
 
+RESTLESS = 4
+
 
 @dataclasses.dataclass(eq=False)
 class Slot:
@@ -23,10 +25,23 @@ class Slot:
     stale: bool = False  # the engine has other weights: it must be refitted before it is used
     calm: int = 0  # calls since the weights last changed
     building: bool = False
+    served: int = 0  # calls that the engine answered since it was refitted
+    wasted: int = 0  # refits in a row after which it answered no second call
 
     @property
     def ready(self) -> bool:
         return self.engine is not None and not self.stale
+
+    @property
+    def restless(self) -> bool:
+        """Whether the weights change at each call, as in reinforcement learning: a refit is dearer than one eager call,
+        and is put off to the second call with the same weights.
+        """
+        return self.wasted >= RESTLESS and self.calm == 0
+
+    def note_change(self) -> None:
+        self.wasted = self.wasted + 1 if self.served < 2 else 0
+        self.calm = self.served = 0
 
     def begin(self, tensors: Sequence[torch.Tensor]) -> Begun | None:
         return None if self.weights is None else self.weights.begin(tensors)
