@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import gc
+import random
 import threading
 import weakref
 from collections.abc import Callable, Sequence
@@ -16,7 +17,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 import trt_dynamo.fingerprints as package
 from trt_dynamo.errors import Unsupported
-from trt_dynamo.fingerprints import ROW, Fingerprints, batches, fingerprint, spans
+from trt_dynamo.fingerprints import ROW, Fingerprints, batches, fingerprint, kernel, spans
 from trt_dynamo.fingerprints.batches import BatchRows
 from trt_dynamo.fingerprints.host import HostRows
 from trt_dynamo.fingerprints.launches import KernelRows
@@ -369,3 +370,120 @@ def test_a_write_by_another_process() -> None:
     process.join()
     assert process.exitcode == 0
     assert fingerprint([p]) != before
+
+
+def cuda(test: Callable[..., None]) -> Callable[..., None]:
+    for mark in CUDA:
+        test = mark(test)
+    return test
+
+
+def cycles(seconds: float) -> int:
+    """For `torch.cuda._sleep`, at a GPU's highest clock or a little more."""
+    return int(seconds * 2e9)
+
+
+@cuda
+@pytest.mark.parametrize("side", [False, True])
+def test_all_before_the_point_counts_and_nothing_after_it_is_waited_for(side: bool) -> None:
+    tensor = torch.randn(1000, device="cuda")
+    prints = Fingerprints([tensor])
+    before = fingerprint([tensor])
+    torch.cuda.synchronize()
+    with torch.cuda.stream(torch.cuda.Stream() if side else torch.cuda.current_stream()):
+        torch.cuda._sleep(cycles(0.05))
+        tensor.data.add_(1)
+        prints.record()
+        torch.cuda._sleep(cycles(1))
+        later = torch.cuda.Event()
+        later.record()
+        prints.start([tensor])
+        found = prints.read([tensor])
+        assert not later.query()
+    torch.cuda.synchronize()
+    assert found != before and found == fingerprint([tensor])
+
+
+@cuda
+def test_a_call_that_breaks_off_harms_nobody() -> None:
+    tensors = [torch.randn(1000, device="cuda") for _ in range(50)]
+    expected = fingerprint(tensors)
+    for _ in range(50):
+        prints = Fingerprints(tensors)
+        prints.record()
+        torch.cuda._sleep(cycles(0.001))
+        prints.start(tensors)
+        if random.random() < 0.5:
+            prints.record()
+            prints.start(tensors)
+            assert prints.read(tensors) == expected
+        del prints
+    assert fingerprint(tensors) == expected
+
+
+@cuda
+def test_tensors_freed_right_after_and_their_memory_used_again() -> None:
+    for index in range(200):
+        tensors = [torch.full((50_000,), index, device="cuda") for _ in range(4)]
+        prints = Fingerprints(tensors)
+        prints.record()
+        prints.start(tensors)
+        found = prints.read(tensors)
+        del tensors
+        again = [torch.full((50_000,), index, device="cuda") for _ in range(4)]
+        assert fingerprint(again) == found
+        del again
+        if index % 50 == 0:
+            torch.cuda.empty_cache()
+
+
+@cuda
+def test_it_runs_while_the_user_captures_a_graph_on_another_stream() -> None:
+    tensor = torch.randn(1000, device="cuda")
+    prints = Fingerprints([tensor])
+    expected = fingerprint([tensor])
+    found: list[bytes] = []
+
+    def work() -> None:
+        for _ in range(100):
+            prints.record()
+            prints.start([tensor])
+            found.append(prints.read([tensor]))
+
+    work()
+    graph = torch.cuda.CUDAGraph()
+    out = torch.zeros(1000, device="cuda")
+    with torch.cuda.graph(graph, capture_error_mode="thread_local"):
+        thread = threading.Thread(target=work)
+        thread.start()
+        out.add_(1)
+        thread.join()
+    graph.replay()
+    torch.cuda.synchronize()
+    assert set(found) == {expected} and torch.equal(out, torch.ones_like(out))
+
+
+@cuda
+def test_without_a_compiler_torch_does_it_and_says_so(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def failing(nvrtc: Any, architecture: str) -> bytes:
+        raise RuntimeError("no NVRTC")
+
+    monkeypatch.setattr(kernel, "compiled", failing)
+    monkeypatch.setattr(kernel, "load", kernel.load.__wrapped__)
+    tensor = torch.randn(1000, device="cuda")
+    prints: Any = Fingerprints([tensor])
+    assert type(prints.rows) is BatchRows and "no NVRTC" in caplog.text
+
+
+@cuda
+def test_unaligned_flat_parameters_of_half_precision() -> None:
+    flat = torch.randn(300_001, device="cuda", dtype=torch.bfloat16)
+    views = list(flat.split([1, 70_000, 3, 99_999, 129_998]))
+    before = rows(views)
+    for index, view in enumerate(views):
+        view.data[-1] = 77
+        now = rows(views)
+        assert [a != b for a, b in zip(now, before, strict=True)] == [i == index for i in range(len(views))]
+        before = now

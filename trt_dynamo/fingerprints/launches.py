@@ -39,6 +39,8 @@ class SideStreams:
             from cuda.bindings import driver
 
             with torch.cuda.device(index):
+                # torch makes the GPU's context current when it is first asked to do something.
+                torch.cuda.synchronize()
                 handle = done(driver.cuStreamCreate(driver.CUstream_flags.CU_STREAM_NON_BLOCKING))
                 return torch.cuda.ExternalStream(int(handle), device=index)
 
