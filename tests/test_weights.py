@@ -103,6 +103,27 @@ def test_weights_that_change_at_every_call_are_left_to_eager_after_a_while() -> 
     assert 3 <= counts["refits"] - 6 <= 6 and counts["eager_calls"] == 11 - (counts["refits"] - 6) + 1
 
 
+def test_weights_whose_memory_was_given_back() -> None:
+    """As sharded or offloaded ones between two calls; eager says what it says, and the engine comes back after them."""
+    model = Block()
+    fast = compiled(model)
+    x = torch.randn(3, 6)
+    with torch.no_grad():
+        before = fast(x)
+        kept = model.linear.weight.detach().clone()
+        storage = model.linear.weight.untyped_storage()
+        size = storage.nbytes()
+        storage.resize_(0)
+        with pytest.raises(RuntimeError):
+            model(x)
+        with pytest.raises(RuntimeError):
+            fast(x)
+        storage.resize_(size)
+        model.linear.weight.copy_(kept)
+        assert_same(fast(x), before)
+    assert report()["engine_calls"] == 2
+
+
 def no_refits(monkeypatch: pytest.MonkeyPatch) -> None:
     """As where TensorRT builds no engine whose weights can be changed."""
 
@@ -312,7 +333,7 @@ def test_optimizer_steps_of_others_are_a_doubt_only() -> None:
     weights = WeightSet(tensors, "observed")
 
     def holds() -> bool:
-        return weights.holds(weights.begin(tensors), tensors)
+        return weights.holds(weights.begin(), tensors)
 
     assert holds()
     STEPS.stepped()

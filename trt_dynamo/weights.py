@@ -61,7 +61,7 @@ def weights_changed() -> None:
 
 
 class Reader:
-    """Reads the content of the weights of a set where they are; one call uses it at a time."""
+    """Reads the content of the weights of a set where they are. Threads may share one."""
 
     def __init__(self, tensors: Sequence[torch.Tensor]) -> None:
         devices: dict[torch.device, list[int]] = {}
@@ -88,7 +88,7 @@ class Reader:
 
 @dataclasses.dataclass(eq=False, slots=True)
 class Snapshot:
-    """What was seen of the weights when an engine got exactly them. `readers` are those that no call uses now."""
+    """What was seen of the weights when an engine got exactly them; `reader` reads their content at these addresses."""
 
     identity: list[int]
     pointers: list[int]
@@ -96,11 +96,7 @@ class Snapshot:
     steps: int
     declared: int
     content: bytes
-    readers: list[Reader]
-
-
-# What a call has begun with: compared with the weights after the engine was started.
-Begun = tuple[Snapshot, Reader | None]
+    reader: Reader
 
 
 class WeightSet:
@@ -127,46 +123,33 @@ class WeightSet:
         self.references = [weakref.ref(t.untyped_storage(), self.mark_dead) for t in tensors]
         reader = Reader(tensors)
         reader.record()
-        return Snapshot(identity(tensors), pointers, versions, steps, declared, reader.read(tensors), [reader])
+        return Snapshot(identity(tensors), pointers, versions, steps, declared, reader.read(tensors), reader)
 
     def mark_dead(self, _: object) -> None:
         self.dead = True
         self.on_death()
 
-    def begin(self, tensors: Sequence[torch.Tensor]) -> Begun:
-        """To be called before the engine is started, and handed to `holds` afterwards."""
+    def begin(self) -> Snapshot:
+        """What the weights are compared with, in `holds`, after the engine was started; called before it is."""
         snapshot = self.snapshot
-        if self.check != "always":
-            return snapshot, None
-        try:
-            reader = snapshot.readers.pop()
-        except IndexError:
-            if pointers_of(tensors) != snapshot.pointers:
-                return snapshot, None
-            reader = Reader(tensors)
-        reader.record()
-        return snapshot, reader
+        if self.check == "always":
+            snapshot.reader.record()
+        return snapshot
 
-    def holds(self, begun: Begun, tensors: Sequence[torch.Tensor]) -> bool:
+    def holds(self, begun: Snapshot, tensors: Sequence[torch.Tensor]) -> bool:
         """Whether the engine's answer is one for these weights: nothing points to a change since the snapshot that the
         call began with. Another thread may have taken another snapshot, and changed the engine, meanwhile.
         """
-        snapshot, reader = begun
         if self.check == "frozen":
-            return snapshot.declared == STEPS.declared and identity(tensors) == snapshot.identity
+            return begun.declared == STEPS.declared and identity(tensors) == begun.identity
         if self.check == "observed":
             return (
-                snapshot.steps == STEPS.count
-                and identity(tensors) == snapshot.identity
-                and versions_of(tensors) == snapshot.versions
-                and pointers_of(tensors) == snapshot.pointers
+                begun.steps == STEPS.count
+                and identity(tensors) == begun.identity
+                and versions_of(tensors) == begun.versions
+                and pointers_of(tensors) == begun.pointers
             )
-        if reader is None or pointers_of(tensors) != snapshot.pointers:
-            return False
-        try:
-            return reader.read(tensors) == snapshot.content
-        finally:
-            snapshot.readers.append(reader)
+        return pointers_of(tensors) == begun.pointers and begun.reader.read(tensors) == begun.content
 
     def is_content(self, tensors: Sequence[torch.Tensor], content: bytes) -> bool:
         """Whether the tensors hold, now, what `content` says."""

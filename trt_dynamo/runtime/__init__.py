@@ -104,7 +104,7 @@ class SegmentModule(torch.nn.Module):
         slot, reason = self.first_guess(tensors)
         attempts = 0
         while slot is not None and slot.ready:
-            begun = slot.begin(tensors)
+            begun = slot.begin()
             try:
                 assert slot.engine is not None
                 results = slot.engine(args)
@@ -179,7 +179,10 @@ class SegmentModule(torch.nn.Module):
             if len(self.slots) >= self.settings.max_weight_sets:
                 why = f"more than max_weight_sets={self.settings.max_weight_sets} sets of weights; they are inputs"
                 return self.serve_shared(tensors, why, background)
-            weights = WeightSet(tensors, self.check, functools.partial(self.forget, key))
+            try:
+                weights = WeightSet(tensors, self.check, functools.partial(self.forget, key))
+            except Unsupported as error:
+                return None, str(error)
             slot = self.slots[key] = Slot(weights)
             if key not in self.moved:
                 return self.build(slot, tensors, why, background), BEING_BUILT
@@ -188,7 +191,11 @@ class SegmentModule(torch.nn.Module):
             self.note_change()
         else:
             assert slot.weights is not None
-            if slot.weights.changed(tensors):
+            try:
+                changed = slot.weights.changed(tensors)
+            except Unsupported as error:
+                return None, str(error)
+            if changed:
                 slot.note_change()
                 if slot.engine is not None and not slot.engine.refittable:
                     self.note_change()
@@ -246,7 +253,9 @@ class SegmentModule(torch.nn.Module):
         """Lets go of the engine of weights whose memory is gone, perhaps with their model."""
         slot = self.slots.pop(key, None)
         if slot is not None:
-            self.likely = {first: each for first, each in self.likely.items() if each is not slot}
+            for first, each in list(self.likely.items()):
+                if each is slot:
+                    self.likely.pop(first, None)
             if len(self.moved) > 100:
                 self.moved.clear()
             self.moved.add(key)

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 import torch
 
 from trt_dynamo.runtime.engine import Engine
-from trt_dynamo.weights import Begun, WeightSet
+from trt_dynamo.weights import Snapshot, WeightSet
 
 RESTLESS = 4
 
@@ -43,9 +43,10 @@ class Slot:
         self.wasted = self.wasted + 1 if self.served < 2 else 0
         self.calm = self.served = 0
 
-    def begin(self, tensors: Sequence[torch.Tensor]) -> Begun | None:
-        return None if self.weights is None else self.weights.begin(tensors)
+    def begin(self) -> Snapshot | None:
+        """To be called before the engine is started, and handed to `holds` afterwards."""
+        return None if self.weights is None else self.weights.begin()
 
-    def holds(self, begun: Begun | None, tensors: Sequence[torch.Tensor]) -> bool:
+    def holds(self, begun: Snapshot | None, tensors: Sequence[torch.Tensor]) -> bool:
         """Whether the answer that began so is one for these weights."""
         return begun is None or (self.weights is not None and self.weights.holds(begun, tensors))
