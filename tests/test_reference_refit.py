@@ -98,7 +98,7 @@ def bench(device: torch.device) -> Bench:
 def test_it_has_every_public_name_of_tensorrts() -> None:
     ours = ReferenceRefitter(scaled(), logger())
     # The numbers' ranges belong to quantization by calibration, which left TensorRT with 11.
-    names = [n for n in dir(trt.Refitter) if not n.startswith("_") and "dynamic_range" not in n and n != "set_weights"]
+    names = [n for n in dir(trt.Refitter) if not n.startswith("_") and "dynamic_range" not in n]
     assert [name for name in names if not hasattr(ours, name)] == []
     methods = {name for name in names if callable(getattr(trt.Refitter, name))}
     assert {name for name in names if inspect.ismethod(getattr(ours, name))} == methods
@@ -134,6 +134,18 @@ def test_what_was_set_is_remembered_and_what_was_not_is_missing(bench: Bench) ->
         assert refitter.get_weights_location("scale") == HOST
     assert len(errors) == 2
     assert refitter.release_refit_resources()
+
+
+def test_weights_can_be_set_by_layer() -> None:
+    bench = Bench(CPU)
+    constant, kernel = trt.WeightsRole.CONSTANT, trt.WeightsRole.KERNEL
+    with collected() as errors:
+        assert not bench.refitter.set_weights("layer of scale", kernel, weights_of(bench.scale))
+        assert not bench.refitter.set_weights("scale", constant, weights_of(bench.scale))
+    assert len(errors) == 2
+    assert bench.refitter.set_weights("layer of scale", constant, weights_of(bench.scale))
+    assert bench.set("shift", bench.shift) and bench.refitter.refit_cuda_engine()
+    assert bench.answer() == [10.5, 20.5, 30.5]
 
 
 @pytest.mark.parametrize(

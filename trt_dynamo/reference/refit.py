@@ -133,6 +133,14 @@ class ReferenceRefitter:
         self.given[name] = (weights, address, location)
         return True
 
+    def set_weights(self, layer_name: str, role: Any, weights: Any) -> bool:
+        """The same by layer, for weights on the host."""
+        names = {weight.layer: name for name, weight in self.engine.weights.items()}
+        if layer_name not in names or role != trt.WeightsRole.CONSTANT:
+            record("ERROR", f"setWeights: the layer {layer_name!r} has no refittable weights of this role")
+            return False
+        return self.set_named_weights(names[layer_name], weights)
+
     def why_refused(self, name: str, weights: Any) -> str | None:
         wanted = self.engine.weights.get(name)
         if wanted is None:
