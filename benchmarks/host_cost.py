@@ -79,8 +79,8 @@ def measure(name: str) -> None:
     )
     original = Engine.take
 
-    def take(self: Engine, stream: int) -> Any:
-        call = original(self, stream)
+    def take(self: Engine, stream: int, profile: int) -> Any:
+        call = original(self, stream, profile)
         if not isinstance(call.context, IdleContext):
             call.context = IdleContext(call.context)
         return call

@@ -47,7 +47,8 @@ ALLOWED: dict[str, set[str]] = {
     "cache": BASE | {"profiles"},
     # it takes a ConvertedNetwork
     "build": BASE | {"profiles", "progress", "shutdown", "aten_converters"},
-    "runtime": BASE | {"profiles", "reports", "weights", "fingerprints", "shutdown"},
+    "hot_ranges": BASE | {"profiles"},
+    "runtime": BASE | {"hot_ranges", "profiles", "reports", "weights", "fingerprints", "shutdown"},
     # it judges the converters, so it must not know them
     "reference": {"errors", "trt", "log"},
     # the package's front door

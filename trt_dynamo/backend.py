@@ -24,7 +24,7 @@ from torch.fx import GraphModule
 from trt_dynamo import trt as tensorrt_module
 from trt_dynamo.aten_converters import ConvertedNetwork, convert, weights_manifest
 from trt_dynamo.aten_converters.registry import lookup
-from trt_dynamo.build import build, profile_of
+from trt_dynamo.build import Profile, build, profile_of
 from trt_dynamo.cache import Plan, digest, get_or_build, segment_key
 from trt_dynamo.errors import SettingsError, TrtDynamoError, WeightsMoved
 from trt_dynamo.graph_breaks import warn_if_recurrent_skipped
@@ -41,6 +41,8 @@ from trt_dynamo.settings import Settings, warn_once
 from trt_dynamo.training import needs_gradients, train
 
 log = logging.getLogger(__name__)
+
+Ranges = Mapping[sympy.Symbol, Range]
 
 
 @keeps_lengths
@@ -78,23 +80,23 @@ def tensorrt(module: GraphModule, inputs: Sequence[Any], **keywords: Any) -> Cal
 
 def compile_lowered(lowered: Lowered, settings: Settings) -> Callable[..., Any]:
     """The lowered graph with an engine in the place of each segment."""
-    count("graphs")
+    number = count("graphs") - 1
     device = main_device(lowered.module)
     with unset_fake_temporarily(), torch.no_grad():
         parts = partition(lowered.module, lowered.names, settings)
         position = {name: index for index, name in enumerate(placeholder_names(lowered.module))}
         for segment in parts.segments:
-            runner = segment_module(segment, device, settings)
+            runner = segment_module(segment, device, settings, f"graph_{number}.{segment.name}")
             runner.prepare([lowered.weights[position[name]] for name in segment.weights])
             setattr(parts.module, segment.name, runner)
     log.info("%d segments, %d nodes in TensorRT, %d in eager", len(parts.segments), *split_count(parts.verdicts))
     return parts.module.forward
 
 
-def segment_module(segment: Segment, device: torch.device, settings: Settings) -> SegmentModule:
+def segment_module(segment: Segment, device: torch.device, settings: Settings, name: str) -> SegmentModule:
     names = placeholder_names(segment.module)
     return SegmentModule(
-        segment.name,
+        name,
         segment.module,
         [names.index(name) for name in segment.weights],
         functools.partial(make_engine, segment, device, settings),
@@ -108,7 +110,8 @@ def make_engine(
     device: torch.device,
     settings: Settings,
     weights: Sequence[torch.Tensor] | None,
-    ranges: Mapping[sympy.Symbol, Range],
+    ranges: Ranges,
+    hot: Sequence[Ranges] = (),
     *,
     refit: bool = False,
     unchanged: Callable[[], bool] = lambda: True,
@@ -124,6 +127,7 @@ def make_engine(
     key = segment_key(
         segment.module,
         ranges=ranges,
+        hot=hot,
         weights=dict.fromkeys(given, "refit") if refit else {name: digest(tensor) for name, tensor in given.items()},
         settings=settings,
         platform=platform_of(device, settings),
@@ -138,14 +142,20 @@ def make_engine(
             raise WeightsMoved(f"the weights of {segment.name} changed while its engine was built")
         return convert(segment.module, copies, ranges, refit=refit)
 
+    def profiles_of(network: ConvertedNetwork) -> list[Profile]:
+        return [profile_of(network, each) for each in (ranges, *hot)]
+
     def build_plan() -> Plan:
         network = converted()
-        plan = build(network, profile_of(network, ranges), settings, label=segment.name, refit=refit)
+        first, *others = profiles_of(network)
+        plan = build(network, first, settings, hot=others, label=segment.name, refit=refit)
         count("engines_built")
         return Plan(plan, manifest_of(network))
 
     if settings.runtime == "reference" and refit and tensorrt_module.why_no_refit() is not None:
-        return stand_in(converted(), ranges, device)  # no builder makes such a plan here; the stand-in needs none
+        return stand_in(
+            converted(), profiles_of(converted()), device
+        )  # no builder makes such a plan here; the stand-in needs none
     started = time.perf_counter()
     plan, hit = get_or_build(key, build_plan, settings)
     spend("load_seconds" if hit else "build_seconds", time.perf_counter() - started)
@@ -153,15 +163,17 @@ def make_engine(
     if not refit and not unchanged():
         raise WeightsMoved(f"the weights of {segment.name} changed while its engine was built")
     if settings.runtime == "reference":
-        return stand_in(converted(), ranges, device)
-    return load_plan(plan.data, plan.manifest, device)
+        engine = stand_in(converted(), profiles_of(converted()), device)
+    else:
+        engine = load_plan(plan.data, plan.manifest, device)
+    engine.hit = hit
+    return engine
 
 
-def stand_in(network: ConvertedNetwork, ranges: Mapping[sympy.Symbol, Range], device: torch.device) -> Engine:
+def stand_in(network: ConvertedNetwork, profiles: Sequence[Profile], device: torch.device) -> Engine:
     """The reference evaluator in an engine's place. Equal segments share a plan, but this network has its own names."""
     from trt_dynamo.reference import ReferenceEngine, ReferenceRefitter
 
-    profiles = [profile_of(network, ranges)]
     raw = ReferenceEngine(network.network.raw, profiles, network.constants, device, weights=network.weights)
     return Engine(raw, manifest_of(network), device, owner=network, refitter_factory=ReferenceRefitter)
 

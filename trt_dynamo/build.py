@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import sympy
@@ -40,9 +40,17 @@ def profile_of(converted: ConvertedNetwork, ranges: Mapping[sympy.Symbol, Range]
 
 
 def build(
-    converted: ConvertedNetwork, profile: Profile, settings: Settings, *, label: str = "", refit: bool = False
+    converted: ConvertedNetwork,
+    profile: Profile,
+    settings: Settings,
+    *,
+    hot: Sequence[Profile] = (),
+    label: str = "",
+    refit: bool = False,
 ) -> bytes:
     """The serialized engine. With `refit` the weights of a network converted with `refit` can be replaced in it.
+
+    `profile` is the engine's first, with all sizes; `hot` are further ones, each within it.
 
     Raises:
         BuildError: TensorRT refused; the text ends with TensorRT's own words.
@@ -52,7 +60,8 @@ def build(
     configure(config, settings)
     if refit:
         make_refittable(config)
-    add_profile(builder, config, converted, profile)
+    for each in (profile, *hot):
+        add_profile(builder, config, converted, each)
     started = time.perf_counter()
     with tensorrt_log.collected() as errors:
         with shutdown.in_tensorrt(), progress(config, settings, label):

@@ -1,10 +1,17 @@
-"""What this process did: counters of graphs, builds, cache hits and calls, as a plain dict."""
+"""What this process did: counters of graphs, builds, cache hits and calls, and each engine with the reason for it."""
 
 from __future__ import annotations
 
 import collections
+import contextlib
+import dataclasses
+import logging
 import threading
+import time
+from collections.abc import Iterator, Mapping
 from typing import Any
+
+log = logging.getLogger(__name__)
 
 COUNTERS = (
     "graphs",
@@ -17,19 +24,49 @@ COUNTERS = (
     "rebuilds",
 )
 TIMERS = ("build_seconds", "load_seconds")
+BUILDS_KEPT = 1000
+
+
+@dataclasses.dataclass
+class Build:
+    """An engine that was built, or loaded from the cache (`hit`), or could not be (`error`).
+
+    `reason` is why it was needed: `new graph`, `a size outside the profile`, `the weights changed`, ...; `detail` says
+    more, such as which size. `ranges` are the sizes it takes, (smallest, best, largest) by symbol; `profiles` counts
+    its optimization profiles; `background` says whether calls went on meanwhile.
+    """
+
+    segment: str
+    reason: str
+    detail: str = ""
+    ranges: Mapping[str, tuple[int, int, int]] = dataclasses.field(default_factory=dict)
+    profiles: int = 1
+    background: bool = False
+    seconds: float = 0.0
+    hit: bool = False
+    error: str | None = None
+
+    def __str__(self) -> str:
+        sizes = ", ".join(f"{name} {low} to {high}" for name, (low, _, high) in self.ranges.items())
+        outcome = f"failed ({self.error})" if self.error else "loaded from the cache" if self.hit else "built"
+        reason = f"{self.reason}: {self.detail}" if self.detail else self.reason
+        return f"{self.segment}: {outcome} in {self.seconds:.1f} s; {reason}" + (f"; sizes {sizes}" if sizes else "")
+
 
 LOCK = threading.Lock()
 counts: collections.Counter[str] = collections.Counter()
 reasons: dict[str, collections.Counter[str]] = {}
 seconds: dict[str, float] = dict.fromkeys(TIMERS, 0.0)
+builds: collections.deque[Build] = collections.deque(maxlen=BUILDS_KEPT)
 
 
-def count(counter: str, reason: str | None = None) -> None:
-    """Adds one to a counter, and to the reason under it."""
+def count(counter: str, reason: str | None = None) -> int:
+    """Adds one to a counter, and to the reason under it. Returns the counter."""
     with LOCK:
         counts[counter] += 1
         if reason is not None:
             reasons.setdefault(counter, collections.Counter())[reason] += 1
+        return counts[counter]
 
 
 def spend(timer: str, amount: float) -> None:
@@ -38,13 +75,30 @@ def spend(timer: str, amount: float) -> None:
         seconds[timer] += amount
 
 
+@contextlib.contextmanager
+def noted(build: Build) -> Iterator[Build]:
+    """Notes, and logs, what came of the build inside the block."""
+    started = time.perf_counter()
+    try:
+        yield build
+    except BaseException as error:
+        build.error = f"{type(error).__name__}: {error}"
+        raise
+    finally:
+        build.seconds = time.perf_counter() - started
+        with LOCK:
+            builds.append(build)
+        log.info("%s", build)
+
+
 def report() -> dict[str, Any]:
     """The counters of this process since its start or the last `reset_report`.
 
     `graphs` (given to TensorRT), `engines_built`, `cache_hits`, `cache_misses`, `engine_calls` and `eager_calls`
     (calls of segments), `refits`, `rebuilds`, each an int; `build_seconds` (conversion, build and storing of plans)
     and `load_seconds` (of plans from the cache), each a float; `eager_reasons`, `rebuild_reasons` and `eager_graphs`
-    say why: reason to count.
+    say why: reason to count. `builds` lists the last thousand engines in the order in which they came, each as a dict
+    of `segment`, `reason`, `detail`, `ranges`, `profiles`, `background`, `seconds`, `hit`, `error` (see `Build`).
     """
     with LOCK:
         result: dict[str, Any] = {name: counts[name] for name in COUNTERS}
@@ -52,6 +106,7 @@ def report() -> dict[str, Any]:
         result["eager_reasons"] = dict(reasons.get("eager_calls", {}))
         result["rebuild_reasons"] = dict(reasons.get("rebuilds", {}))
         result["eager_graphs"] = dict(reasons.get("eager_graphs", {}))
+        result["builds"] = [dataclasses.asdict(build) for build in builds]
         return result
 
 
@@ -60,4 +115,5 @@ def reset_report() -> None:
     with LOCK:
         counts.clear()
         reasons.clear()
+        builds.clear()
         seconds.update(dict.fromkeys(TIMERS, 0.0))

@@ -12,7 +12,7 @@ import ctypes
 import enum
 import hashlib
 import types
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol
 
 import sympy  # type: ignore[import-untyped, unused-ignore]
@@ -48,6 +48,7 @@ def segment_key(
     graph: fx.GraphModule,
     *,
     ranges: Mapping[sympy.Symbol, Range],
+    hot: Sequence[Mapping[sympy.Symbol, Range]] = (),
     weights: Mapping[str, str],
     settings: Settings,
     platform: Mapping[str, str],
@@ -61,6 +62,7 @@ def segment_key(
     Args:
         graph: the segment; placeholders bear `meta["val"]` (a fake tensor, a SymInt or an int).
         ranges: the sizes the engine is built for, by symbol. Symbols that the segment does not use take no part.
+        hot: narrower ranges that get profiles of their own.
         weights: the content (`digest`) of each placeholder that is baked in, by the placeholder's name.
         settings: those that change engines take part.
         platform: TensorRT's flavor and version, the GPU or the targets, and whatever else of the machine counts.
@@ -72,7 +74,10 @@ def segment_key(
     encoder = Encoder(weights)
     body = encoder.graph(graph)
     # After the body, which numbers the symbols.
-    sizes = [None if each is None else (each.min, each.opt, each.max) for each in map(ranges.get, encoder.symbols)]
+    sizes = [
+        [None if each is None else (each.min, each.opt, each.max) for each in map(spans.get, encoder.symbols)]
+        for spans in (ranges, *hot)
+    ]
     whole = frame(
         "segment",
         encoder.value((FORMAT, entry.FORMAT)),

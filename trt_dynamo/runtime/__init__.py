@@ -16,9 +16,11 @@ import sympy
 import torch
 from torch.fx import GraphModule
 
+from trt_dynamo import shutdown
 from trt_dynamo.errors import BuildError, EngineError, TrtDynamoError, Unsupported, WeightsMoved
+from trt_dynamo.hot_ranges import SeenSizes
 from trt_dynamo.profiles import Range, Sizes
-from trt_dynamo.reports import count
+from trt_dynamo.reports import Build, count, noted
 from trt_dynamo.runtime.background import run_in_background, wait_for_builds
 from trt_dynamo.runtime.engine import Engine, OutsideProfile
 from trt_dynamo.runtime.slots import Slot
@@ -29,6 +31,7 @@ log = logging.getLogger(__name__)
 
 Ranges = Mapping[sympy.Symbol, Range]
 
+NEW_GRAPH = "new graph"
 WEIGHTS_CHANGED = "the weights changed"
 RANGE_GROWN = "a size outside the profile"
 BEING_BUILT = "the engine is being built"
@@ -43,7 +46,8 @@ ATTEMPTS = 3
 
 
 class MakeEngine(Protocol):
-    """Makes an engine with the weights baked in (None: it takes them as inputs), for ranges of sizes. `refit`: one
+    """Makes an engine with the weights baked in (None: it takes them as inputs), for ranges of sizes; `hot` are
+    narrower ones that get profiles of their own. `refit`: one
     whose weights can be changed, and must be before its first use; `unchanged` says whether the weights still are what
     they were when the engine was asked for.
     """
@@ -52,6 +56,7 @@ class MakeEngine(Protocol):
         self,
         weights: Sequence[torch.Tensor] | None,
         ranges: Ranges,
+        hot: Sequence[Ranges] = (),
         *,
         refit: bool = False,
         unchanged: Callable[[], bool] = lambda: True,
@@ -82,6 +87,7 @@ class SegmentModule(torch.nn.Module):
         values = [node.meta.get("val") for node in module.graph.nodes]
         self.sizes = Sizes(self.values, values, settings.max_tensor_bytes)
         self.ranges: Ranges = self.sizes.first
+        self.seen = SeenSizes(self.values, settings.profile_count - 1)
         if self.sizes.note:
             log.info("%s: %s", name, self.sizes.note)
         self.check: Check = "frozen" if settings.weights == "frozen" else settings.weights_check
@@ -97,9 +103,11 @@ class SegmentModule(torch.nn.Module):
         self.why_no_inputs: str | None = None  # why no engine takes the weights as inputs
         self.broken: str | None = None
         self.widest: str | None = None  # why the ranges grow no more
-        self.failure: TrtDynamoError | None = None  # of a build in the background, for `strict`
+        self.failure: Exception | None = None  # of a build in the background, for `strict`
 
     def forward(self, *args: Any) -> tuple[torch.Tensor, ...]:
+        if self.seen.wanted:
+            self.seen.note(args)
         tensors = [args[i] for i in self.positions]
         slot, reason = self.first_guess(tensors)
         attempts = 0
@@ -135,7 +143,7 @@ class SegmentModule(torch.nn.Module):
     def prepare(self, tensors: Sequence[torch.Tensor]) -> None:
         """Builds (or loads) the engine for the weights that the model has now, at once or in the background."""
         with self.lock:
-            self.serve(tensors, "first build", self.settings.compile == "background")
+            self.serve(tensors, NEW_GRAPH, self.settings.compile == "background")
 
     # -- which engine fits the weights --------------------------------------------------------------------------------
 
@@ -284,7 +292,7 @@ class SegmentModule(torch.nn.Module):
             if slot.building:
                 return None
             count("rebuilds", RANGE_GROWN)
-            built = self.build(slot, tensors, RANGE_GROWN, self.settings.rebuild == "background")
+            built = self.build(slot, tensors, RANGE_GROWN, self.settings.rebuild == "background", str(error))
             if built is None or built.engine is None or self.settings.rebuild != "sync":
                 return None
             return built.engine if not built.stale or self.refit(built, tensors) else None
@@ -295,35 +303,44 @@ class SegmentModule(torch.nn.Module):
 
     # -- building -----------------------------------------------------------------------------------------------------
 
-    def build(self, slot: Slot, tensors: Sequence[torch.Tensor], why: str, background: bool) -> Slot | None:
+    def build(
+        self, slot: Slot, tensors: Sequence[torch.Tensor], why: str, background: bool, detail: str = ""
+    ) -> Slot | None:
         """Fills the slot, now or later. None where nothing can be built, or not now."""
         log.info("%s: an engine is needed: %s", self.name, why)
         slot.building = True
+        wanted = Build(self.name, why, detail, background=background)
         if background:
-            run_in_background(functools.partial(self.fill, slot, list(tensors), in_background=True))
+            run_in_background(functools.partial(self.fill, slot, list(tensors), wanted))
             return slot
-        self.fill(slot, tensors, in_background=False)
+        self.fill(slot, tensors, wanted)
         return slot if slot.engine is not None else None
 
-    def fill(self, slot: Slot, tensors: Sequence[torch.Tensor], *, in_background: bool) -> None:
+    def fill(self, slot: Slot, tensors: Sequence[torch.Tensor], build: Build) -> None:
         """Builds the slot's engine for the weights and ranges of now, and puts it in if the weights are still those."""
         weights, ranges = slot.weights, self.ranges
         refit = weights is not None and self.refits
         content = weights.snapshot.content if weights is not None else b""
         unchanged = functools.partial(weights.is_content, tensors, content) if weights is not None else lambda: True
+        hot = self.seen.hot(ranges)
+        build.ranges = {str(symbol): (span.min, span.opt, span.max) for symbol, span in ranges.items()}
+        build.profiles += len(hot)
         try:
-            engine = self.make_engine(
-                tensors if weights is not None else None, ranges, refit=refit, unchanged=unchanged
-            )
+            with noted(build):
+                baked = tensors if weights is not None else None
+                engine = self.make_engine(baked, ranges, hot, refit=refit, unchanged=unchanged)
+                build.hit = engine.hit
         except WeightsMoved:
             # A write during the build: the next call sees it too, and asks again.
             slot.building = False
             return
-        except TrtDynamoError as error:
+        except BaseException as error:
             with self.lock:
                 slot.building = False
-                if not self.goes_on(slot, error, refit=refit):
-                    self.give_up(error, in_background=in_background)
+                if not isinstance(error, Exception):
+                    raise  # an interrupt is the caller's
+                if not shutdown.ENDING.is_set() and not self.goes_on(slot, error, refit=refit):
+                    self.give_up(error, in_background=build.background)
             return
         engine.built_for = ranges
         with self.lock:
@@ -333,9 +350,11 @@ class SegmentModule(torch.nn.Module):
             elif weights is None or weights.snapshot.content == content:
                 slot.engine, slot.stale = engine, False
 
-    def goes_on(self, slot: Slot, error: TrtDynamoError, *, refit: bool) -> bool:
-        """Whether there is another way after a build that failed. A bug of ours is an error all the same."""
-        if not isinstance(error, BuildError | Unsupported | EngineError):
+    def goes_on(self, slot: Slot, error: Exception, *, refit: bool) -> bool:
+        """Whether there is another way after a build that failed. With `strict`, a bug of ours is an error all the
+        same.
+        """
+        if self.settings.strict and not isinstance(error, BuildError | Unsupported | EngineError):
             return False
         if slot.engine is not None and self.stay(slot.engine, error):
             return True
@@ -350,7 +369,7 @@ class SegmentModule(torch.nn.Module):
             return True
         return False
 
-    def stay(self, engine: Engine, error: TrtDynamoError) -> bool:
+    def stay(self, engine: Engine, error: Exception) -> bool:
         """Whether the engine that there is goes on after a wider one could not be made: sizes outside of its ranges
         stay in eager.
         """
@@ -360,7 +379,7 @@ class SegmentModule(torch.nn.Module):
         self.ranges, self.widest = engine.built_for, str(error)
         return True
 
-    def give_up(self, error: TrtDynamoError, *, in_background: bool = False) -> None:
+    def give_up(self, error: Exception, *, in_background: bool = False) -> None:
         """Eager from now on, said once; with `strict`, the error is the caller's, or the next caller's."""
         if self.settings.strict and not in_background:
             raise error

@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import collections
 import dataclasses
+import math
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -24,6 +25,11 @@ from trt_dynamo.trt import trt
 # TensorRT wants addresses aligned to this; torch's own CUDA allocations are, views into them may not be.
 CUDA_ALIGNMENT = 256
 CPU_ALIGNMENT = 64
+
+# For so many combinations of shapes it is remembered which profile they go to.
+SHAPES_KEPT = 1000
+
+Span = tuple[tuple[int, ...], tuple[int, ...]]  # the smallest and largest shape in a profile
 
 
 class OutsideProfile(EngineError):
@@ -56,12 +62,19 @@ class Port:
             size=entry["size"],
         )
 
+    def shape(self, value: Any) -> tuple[int, ...]:
+        """The shape of an argument as the engine sees it; of a size, its value."""
+        if self.size:
+            return (int(value),)
+        return tuple(value.shape[axis] for axis in self.order) if isinstance(value, torch.Tensor) else ()
+
 
 class Call:
     """An execution context, and the shapes and addresses that it has been given: setters run on change only."""
 
-    def __init__(self, context: Any) -> None:
+    def __init__(self, context: Any, profile: int = 0) -> None:
         self.context = context
+        self.profile = profile
         self.shapes: dict[str, tuple[int, ...]] = {}
         self.results: list[tuple[int, ...]] | None = None
         self.found: dict[str, FoundResult] = {}  # the results whose size the engine finds
@@ -87,10 +100,15 @@ class Engine:
         missing = [port.name for port in self.outputs if port.name not in names]
         if missing:
             raise EngineError(f"the engine lacks the outputs {', '.join(missing)}: the cache entry does not fit it")
-        self.ranges = {port.name: self.profile(port) for port in self.inputs}
+        count = getattr(raw, "num_optimization_profiles", 1)
+        self.profiles = [{port.name: self.profile(port, index) for port in self.inputs} for index in range(count)]
+        # The first holds all sizes; of the others, the narrowest come first.
+        self.narrow = sorted(range(1, count), key=lambda index: width(self.profiles[index].values()))
+        self.chosen: dict[tuple[tuple[int, ...], ...], int] = {}
         self.alignment = CUDA_ALIGNMENT if device.type == "cuda" else CPU_ALIGNMENT
         self.built_for: Mapping[Any, Any] = {}  # the ranges of sizes
-        self.idle: dict[int, list[Call]] = collections.defaultdict(list)  # by stream
+        self.hit = False  # it came from the cache
+        self.idle: dict[tuple[int, int], list[Call]] = collections.defaultdict(list)  # by stream and profile
         self.lock = threading.Lock()
         # Holds the place of an empty tensor, whose address would be null.
         self.placeholder = torch.zeros(CUDA_ALIGNMENT, dtype=torch.uint8, device=device)
@@ -102,11 +120,25 @@ class Engine:
         self.refitted: torch.cuda.Event | None = None  # on the device, the end of the last refit
         self.spoiled: str | None = None  # why its weights are in doubt
 
-    def profile(self, port: Port) -> tuple[tuple[int, ...], tuple[int, ...]]:
-        """The smallest and largest shape (value, for a size) that the engine takes."""
-        raw = self.raw
-        spans = raw.get_tensor_profile_values(0, port.name) if port.size else raw.get_tensor_profile_shape(port.name, 0)
+    def profile(self, port: Port, index: int) -> Span:
+        """The smallest and largest shape (value, for a size) that the engine takes in a profile."""
+        if port.size:
+            spans = self.raw.get_tensor_profile_values(index, port.name)
+        else:
+            spans = self.raw.get_tensor_profile_shape(port.name, index)
         return tuple(spans[0]), tuple(spans[2])
+
+    def choose(self, args: Sequence[Any]) -> int:
+        """The narrowest profile that these arguments fit into; the first where they fit into none."""
+        shapes = tuple(port.shape(args[port.position]) for port in self.inputs)
+        chosen = self.chosen.get(shapes)
+        if chosen is None:
+            named = dict(zip((port.name for port in self.inputs), shapes, strict=True))
+            fitting = (i for i in self.narrow if all(within(s, self.profiles[i][n]) for n, s in named.items()))
+            if len(self.chosen) >= SHAPES_KEPT:
+                self.chosen.clear()
+            chosen = self.chosen[shapes] = next(fitting, 0)
+        return chosen
 
     def __call__(self, args: Sequence[Any]) -> tuple[torch.Tensor, ...]:
         """The segment's results.
@@ -154,7 +186,7 @@ class Engine:
     def refit_on_device(self, tensors: Sequence[torch.Tensor], own: torch.cuda.Stream) -> None:
         current = torch.cuda.current_stream(self.device)
         stream = current if current.cuda_stream else own  # as for calls
-        handles = {handle or own.cuda_stream for handle in [*self.idle]} | {current.cuda_stream}
+        handles = {handle or own.cuda_stream for handle, _ in [*self.idle]} | {current.cuda_stream}
         others = [torch_stream(handle, self.device) for handle in handles - {stream.cuda_stream}]
         for other in others:
             stream.wait_stream(other)
@@ -183,28 +215,32 @@ class Engine:
             self.gate.leave()
 
     def on_stream(self, stream: int, args: Sequence[Any]) -> tuple[torch.Tensor, ...]:
-        call = self.take(stream)
+        call = self.take(stream, self.choose(args) if self.narrow else 0)
         try:
             return self.execute(call, args, stream)
         finally:
-            self.idle[stream].append(call)
+            self.idle[stream, call.profile].append(call)
 
-    def take(self, stream: int) -> Call:
-        """An execution context that no other thread uses. It stays with one stream, whose order keeps its memory
-        safe.
+    def take(self, stream: int, profile: int) -> Call:
+        """An execution context that no other thread uses. It stays with one stream, whose order keeps its memory safe,
+        and with one profile, since to change it costs time on the device.
         """
         try:
-            return self.idle[stream].pop()
+            return self.idle[stream, profile].pop()
         except IndexError:
             pass
         with self.lock, tensorrt_log.collected() as errors:
             context = self.raw.create_execution_context()
         if context is None:
             raise EngineError(f"TensorRT made no execution context: {'; '.join(errors) or 'it gave no reason'}")
+        if self.narrow:
+            handle = stream if stream or self.stream is None else self.stream.cuda_stream
+            if not context.set_optimization_profile_async(profile, handle):
+                raise EngineError(f"TensorRT refused the profile {profile}")
         if self.stream is not None and self.refitted is not None and not torch.cuda.is_current_stream_capturing():
             # Streams that had contexts before the last refit wait for it already. (torch synchronizes for a capture.)
             torch_stream(stream or self.stream.cuda_stream, self.device).wait_event(self.refitted)
-        return Call(context)
+        return Call(context, profile)
 
     def execute(self, call: Call, args: Sequence[Any], stream: int) -> tuple[torch.Tensor, ...]:
         context = call.context
@@ -214,7 +250,7 @@ class Engine:
             held.append(tensor)
             shape = tuple(tensor.shape)
             if port.size or call.shapes.get(port.name) != shape:
-                self.admit(port, tensor, shape)
+                self.admit(port, tensor, shape, call.profile)
                 if not port.size and not context.set_input_shape(port.name, shape):
                     raise EngineError(f"TensorRT refused the shape {shape} of {port.name}")
                 call.shapes[port.name] = shape
@@ -282,13 +318,24 @@ class Engine:
             return tensor.clone(memory_format=torch.contiguous_format)
         return tensor
 
-    def admit(self, port: Port, tensor: torch.Tensor, shape: tuple[int, ...]) -> None:
-        smallest, largest = self.ranges[port.name]
+    def admit(self, port: Port, tensor: torch.Tensor, shape: tuple[int, ...], profile: int) -> None:
+        smallest, largest = span = self.profiles[profile][port.name]
         found = (int(tensor),) if port.size else shape
-        if len(found) != len(smallest) or any(
-            not low <= n <= high for n, low, high in zip(found, smallest, largest, strict=True)
-        ):
+        if not within(found, span):
             raise OutsideProfile(f"{port.name} of shape {found} is outside the profile {smallest} to {largest}")
+
+
+def within(shape: Sequence[int], span: Span) -> bool:
+    """Whether a shape lies between the smallest and the largest."""
+    smallest, largest = span
+    return len(shape) == len(smallest) and all(
+        low <= n <= high for n, low, high in zip(shape, smallest, largest, strict=True)
+    )
+
+
+def width(spans: Iterable[Span]) -> float:
+    """How wide the ranges are: the larger, the more different shapes lie within them."""
+    return sum(math.log2(high - low + 1) for span in spans for low, high in zip(*span, strict=True))
 
 
 def load_plan(plan: bytes, manifest: Mapping[str, Any], device: torch.device) -> Engine:
