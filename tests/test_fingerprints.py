@@ -405,6 +405,38 @@ def test_all_before_the_point_counts_and_nothing_after_it_is_waited_for(side: bo
 
 
 @cuda
+def test_a_write_on_a_stream_that_nobody_waits_for_is_seen_once_it_is_there() -> None:
+    tensor = torch.randn(1000, device="cuda")
+    before = fingerprint([tensor])
+    torch.cuda.synchronize()
+    stream = torch.cuda.Stream()
+    with torch.cuda.stream(stream):
+        torch.cuda._sleep(cycles(1))
+        tensor.data.add_(1)
+    assert fingerprint([tensor]) == before
+    assert not stream.query()
+    torch.cuda.current_stream().wait_stream(stream)
+    assert fingerprint([tensor]) != before
+
+
+@cuda
+def test_a_replay_of_the_users_graph_shows() -> None:
+    tensor = torch.zeros(1000, device="cuda")
+    prints = Fingerprints([tensor])
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        tensor.data.add_(1)
+    seen = {fingerprint([tensor])}
+    version = tensor._version
+    for _ in range(3):
+        graph.replay()
+        prints.record()
+        prints.start([tensor])
+        seen.add(prints.read([tensor]))
+    assert len(seen) == 4 and tensor._version == version
+
+
+@cuda
 def test_a_call_that_breaks_off_harms_nobody() -> None:
     tensors = [torch.randn(1000, device="cuda") for _ in range(50)]
     expected = fingerprint(tensors)

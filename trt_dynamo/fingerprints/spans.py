@@ -33,8 +33,10 @@ def runs(tensor: torch.Tensor) -> list[Run]:
         return []
     if not tensor.untyped_storage().nbytes():
         raise Unsupported("a tensor whose memory was given back (sharded, offloaded) cannot have a fingerprint")
-    width = tensor.element_size()
     start = address(tensor)
+    if tensor.is_contiguous():
+        return [(start, tensor.nbytes)]
+    width = tensor.element_size()
     steps = zip(tensor.stride(), tensor.shape, strict=True)
     dims = sorted((stride * width, size) for stride, size in steps if size > 1 and stride)
     length = width
