@@ -17,7 +17,7 @@ from typing import Any
 
 import sympy
 import torch
-from torch._dynamo.exc import TensorifyScalarRestartAnalysis
+from torch._dynamo.exc import TensorifyScalarRestartAnalysis, UnspecializeRestartAnalysis
 from torch._guards import CompileContext
 from torch.fx import GraphModule
 
@@ -32,13 +32,18 @@ RESUMED = "torch_dynamo_resume_in"  # what Dynamo calls the rest of a function a
 MARKS = ("_dynamo_weak_dynamic_indices", "_has_dynamo_dim_marking")
 
 
+class Restart(TensorifyScalarRestartAnalysis, UnspecializeRestartAnalysis):
+    """Has Dynamo trace the frame again. The first is the one restart that it lets a backend ask for; after the second
+    it forgets where the trace before went, which with symbols may be another way.
+    """
+
+
 def use_known_ranges(module: GraphModule, inputs: Sequence[Any], settings: Settings) -> None:
     """Declares what is known of the sizes of the graph's inputs, from `RecordedShapes.apply` or from the file that the
     setting `profiles` names.
 
     Raises:
-        TensorifyScalarRestartAnalysis: Dynamo shall trace again, with symbols for the dims that are known to vary. It
-            is the one restart that Dynamo lets a backend ask for.
+        Restart: Dynamo shall trace again, with symbols for the dims that are known to vary.
     """
     REQUESTS.take_back()
     frame = traced_frame()
@@ -104,7 +109,7 @@ class Requests(threading.local):
         for tensor, axis, _ in self.made:
             torch._dynamo.maybe_mark_dynamic(tensor, axis)
         log.debug("asking Dynamo for symbols: %s", ", ".join(f"{name}, dim {axis}" for _, axis, name in self.made))
-        raise TensorifyScalarRestartAnalysis(restart_reason="sizes that are known to vary")
+        raise Restart(restart_reason="sizes that are known to vary")
 
 
 REQUESTS = Requests()
@@ -139,7 +144,8 @@ def called_with(frame: Any) -> tuple[Any, Mapping[str, Any]]:
     if code.co_flags & inspect.CO_VARKEYWORDS:
         keywords |= values.get(rest.pop(0), {})
     model = None
-    if positional and isinstance(positional[0], torch.nn.Module) and "self" in named[:1]:
+    first = positional[0] if positional else None
+    if isinstance(first, torch.nn.Module) and ("self" in named[:1] or is_forward(code, first)):
         model = positional.pop(0)
     elif "fn" in code.co_freevars:
         model = original(values.get("fn"))
@@ -147,6 +153,14 @@ def called_with(frame: Any) -> tuple[Any, Mapping[str, Any]]:
         return model, signature_of(model).bind(*positional, **keywords).arguments
     except (TypeError, ValueError):
         return model, {name: value for name, value in values.items() if name != "self"}
+
+
+def is_forward(code: Any, model: torch.nn.Module) -> bool:
+    """Whether the code is that of the module's `forward`, or of a decorator around it."""
+    function: Any = getattr(model.forward, "__func__", model.forward)
+    while function is not None and getattr(function, "__code__", None) is not code:
+        function = getattr(function, "__wrapped__", None)
+    return function is not None
 
 
 def applied_to(model: Any, code: Any) -> Ranges | None:
