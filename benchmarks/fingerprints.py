@@ -22,7 +22,7 @@ Weights = list[torch.Tensor]
 # Sizes of tensors in bytes.
 SETS: dict[str, list[int]] = {
     "200 x 4 KiB": [4096] * 200,
-    "161 as ResNet-50, 97 MiB": [9408 * 4]
+    "165 of 1 KiB to 9 MiB, 126 MiB": [9408 * 4]
     + [n * 4 for n in (65536, 147456, 262144, 589824, 1048576, 524288) * 9]
     + [2359296 * 4] * 3
     + [2048 * 1000 * 4]

@@ -189,6 +189,11 @@ def pinned(m: Model) -> Callable[[], None]:
     return fill
 
 
+def fill_storage(m: Model) -> None:
+    storage: Any = m.weight.untyped_storage()
+    storage.fill_(3)
+
+
 def tied(m: Model) -> None:
     other = nn.Linear(8, 8, device=m.weight.device)
     other.weight = m.weight
@@ -223,7 +228,7 @@ SEEN: dict[str, Write] = {
     "`p.data.copy_()`": lambda m: m.weight.data.copy_(torch.zeros_like(m.weight)),
     "`torch._foreach_mul_([p.data])`": lambda m: torch._foreach_mul_([m.weight.data], 2),
     "`p.data` of a tied weight": tied,
-    "`p.untyped_storage().fill_()`": lambda m: m.weight.untyped_storage().fill_(3),
+    "`p.untyped_storage().fill_()`": fill_storage,
     "in place through DLPack": lambda m: torch.utils.dlpack.from_dlpack(m.weight.detach()).add_(1),
     "`p.data.add_()` in another thread": in_thread,
     "`dist.broadcast(p.data)`, gloo": collective(broadcast),

@@ -17,7 +17,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 import trt_dynamo.fingerprints as package
 from trt_dynamo.errors import Unsupported
-from trt_dynamo.fingerprints import ROW, Fingerprints, batches, fingerprint, kernel, spans
+from trt_dynamo.fingerprints import ROW, Fingerprints, batches, fingerprint, kernel, launches, spans
 from trt_dynamo.fingerprints.batches import BatchRows
 from trt_dynamo.fingerprints.host import HostRows
 from trt_dynamo.fingerprints.launches import KernelRows
@@ -407,16 +407,23 @@ def test_all_before_the_point_counts_and_nothing_after_it_is_waited_for(side: bo
 @cuda
 def test_a_write_on_a_stream_that_nobody_waits_for_is_seen_once_it_is_there() -> None:
     tensor = torch.randn(1000, device="cuda")
-    before = fingerprint([tensor])
-    torch.cuda.synchronize()
+    prints = Fingerprints([tensor])
+
+    def now() -> bytes:
+        prints.record()
+        prints.start([tensor])
+        return prints.read([tensor])
+
+    before = now()
     stream = torch.cuda.Stream()
+    torch.cuda.synchronize()
     with torch.cuda.stream(stream):
         torch.cuda._sleep(cycles(1))
         tensor.data.add_(1)
-    assert fingerprint([tensor]) == before
+    assert now() == before
     assert not stream.query()
     torch.cuda.current_stream().wait_stream(stream)
-    assert fingerprint([tensor]) != before
+    assert now() != before
 
 
 @cuda
@@ -495,18 +502,32 @@ def test_it_runs_while_the_user_captures_a_graph_on_another_stream() -> None:
     assert set(found) == {expected} and torch.equal(out, torch.ones_like(out))
 
 
-@cuda
-def test_without_a_compiler_torch_does_it_and_says_so(
-    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
-) -> None:
-    def failing(nvrtc: Any, architecture: str) -> bytes:
-        raise RuntimeError("no NVRTC")
+def no_compiler(nvrtc: Any, architecture: str) -> bytes:
+    raise RuntimeError("no NVRTC")
 
-    monkeypatch.setattr(kernel, "compiled", failing)
+
+def wrong_kernel(*_: Any) -> bool:
+    return False
+
+
+@cuda
+@pytest.mark.parametrize(
+    ("where", "name", "fault", "said"),
+    [
+        (kernel, "compiled", no_compiler, "no NVRTC"),
+        (launches, "counts_right", wrong_kernel, "counts wrongly"),
+        (launches, "counts_right", no_compiler, "slower: no NVRTC"),
+    ],
+)
+def test_without_a_kernel_torch_does_it_and_says_so(
+    where: Any, name: str, fault: Any, said: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(where, name, fault)
     monkeypatch.setattr(kernel, "load", kernel.load.__wrapped__)
+    monkeypatch.setattr(package, "function_on", launches.function_on.__wrapped__)
     tensor = torch.randn(1000, device="cuda")
     prints: Any = Fingerprints([tensor])
-    assert type(prints.rows) is BatchRows and "no NVRTC" in caplog.text
+    assert type(prints.rows) is BatchRows and said in caplog.text
 
 
 @cuda

@@ -18,10 +18,10 @@ import torch
 from torch.utils._python_dispatch import _disable_current_modes
 
 from trt_dynamo.errors import Unsupported
-from trt_dynamo.fingerprints import host, kernel
+from trt_dynamo.fingerprints import host
 from trt_dynamo.fingerprints.batches import BatchRows
 from trt_dynamo.fingerprints.host import HostRows
-from trt_dynamo.fingerprints.launches import KernelRows
+from trt_dynamo.fingerprints.launches import KernelRows, function_on
 from trt_dynamo.fingerprints.spans import runs
 
 ROW = host.ROW
@@ -83,7 +83,7 @@ def rows_on(device: torch.device, layout: Sequence[Sequence[tuple[int, int]]]) -
         return HostRows(layout)
     if device.type != "cuda":
         raise Unsupported(f"the fingerprint of tensors on {device}")
-    function = kernel.load(device.index)
+    function = function_on(device.index)
     return BatchRows(layout, device) if function is None else KernelRows(layout, device, function)
 
 

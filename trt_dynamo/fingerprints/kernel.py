@@ -153,16 +153,23 @@ def load(index: int) -> Any | None:
         from cuda.bindings import driver, nvrtc
 
         with torch.cuda.device(index):
-            # torch makes the GPU's context current when it is first asked to do something.
-            torch.cuda.synchronize()
+            enter(index)
             major, minor = torch.cuda.get_device_capability(index)
             image = compiled(nvrtc, f"sm_{major}{minor}")
             module = done(driver.cuModuleLoadData(image))
             return done(driver.cuModuleGetFunction(module, b"fingerprint"))
     except (ImportError, OSError, RuntimeError) as error:
-        why = " ".join(str(error).split())
-        log.warning("weights are checked by torch's operations, not by a kernel, which is slower: %s", why)
+        say_without(" ".join(str(error).split()))
         return None
+
+
+def say_without(why: str) -> None:
+    log.warning("weights are checked by torch's operations, not by a kernel, which is slower: %s", why)
+
+
+def enter(index: int) -> None:
+    """Makes the GPU's context current in this thread, as any call of CUDA's runtime does, for the driver's own."""
+    torch.cuda.Event().record(torch.cuda.current_stream(index))
 
 
 def compiled(nvrtc: Any, architecture: str) -> bytes:

@@ -7,6 +7,7 @@ that it runs beside the engine; the host waits for an event, not for the GPU.
 from __future__ import annotations
 
 import ctypes
+import functools
 import struct
 import threading
 from collections import defaultdict
@@ -16,9 +17,10 @@ from typing import Any
 import torch
 from torch.utils._python_dispatch import _disable_current_modes
 
+from trt_dynamo.fingerprints import kernel
 from trt_dynamo.fingerprints.host import ROW
 from trt_dynamo.fingerprints.kernel import CHUNK, PLACES, THREADS, done
-from trt_dynamo.fingerprints.spans import Run, cut
+from trt_dynamo.fingerprints.spans import Run, cut, runs
 
 # As the kernel's `Item`: address, place, bytes, row.
 ITEM = struct.Struct("=QQII")
@@ -39,8 +41,7 @@ class SideStreams:
             from cuda.bindings import driver
 
             with torch.cuda.device(index):
-                # torch makes the GPU's context current when it is first asked to do something.
-                torch.cuda.synchronize()
+                kernel.enter(index)
                 handle = done(driver.cuStreamCreate(driver.CUstream_flags.CU_STREAM_NON_BLOCKING))
                 return torch.cuda.ExternalStream(int(handle), device=index)
 
@@ -53,9 +54,9 @@ STREAMS = SideStreams()
 
 def items(layout: Sequence[Sequence[Run]]) -> Iterator[bytes]:
     """The kernel's table: every tensor in pieces that know their place in it."""
-    for row, runs in enumerate(layout):
+    for row, pieces in enumerate(layout):
         place = 0
-        for start, length in runs:
+        for start, length in pieces:
             for offset, size in cut(length, CHUNK):
                 yield ITEM.pack(start + offset, place, size, row)
                 place += PLACES
@@ -69,6 +70,8 @@ class Lane:
 
         self.index, self.function, self.launch = index, function, driver.cuLaunchKernel
         self.tensors: Sequence[torch.Tensor] | None = None
+        # An attribute, since a module may be gone before what it made.
+        self.streams = STREAMS
         self.stream = STREAMS.lend(index)
         self.handle = driver.CUstream(self.stream.cuda_stream)
         self.before, self.after = torch.cuda.Event(), torch.cuda.Event()
@@ -117,7 +120,7 @@ class Lane:
         if getattr(self, "tensors", None) is not None:
             self.after.synchronize()
         if hasattr(self, "stream"):
-            STREAMS.give_back(self.index, self.stream)
+            self.streams.give_back(self.index, self.stream)
 
 
 class KernelRows:
@@ -151,3 +154,36 @@ class KernelRows:
 
     def read(self, tensors: Sequence[torch.Tensor]) -> bytes:
         return self.lane().read()
+
+
+@functools.cache
+def function_on(index: int) -> Any | None:
+    """The kernel, loaded on this GPU and tried once, or None, said once, where torch's operations must do."""
+    function = kernel.load(index)
+    if function is None:
+        return None
+    try:
+        if counts_right(index, function):
+            return function
+        why = "it counts wrongly on this GPU"
+    except RuntimeError as error:
+        why = " ".join(str(error).split())
+    kernel.say_without(why)
+    return None
+
+
+def counts_right(index: int, function: Any) -> bool:
+    """Whether a change shows in the row of the tensor changed, and goes when it is taken back."""
+    tensors = [torch.arange(CHUNK // 4 + 5, dtype=torch.int32, device=f"cuda:{index}") for _ in range(2)]
+    rows = KernelRows([runs(each) for each in tensors], torch.device("cuda", index), function)
+
+    def now() -> bytes:
+        rows.record()
+        rows.start(tensors)
+        return rows.read(tensors)
+
+    before = now()
+    tensors[1][-1] ^= 1
+    changed = now()
+    tensors[1][-1] ^= 1
+    return before[:ROW] == before[ROW:] == changed[:ROW] != changed[ROW:] and now() == before
