@@ -18,6 +18,7 @@ from torch.utils._sympy.numbers import int_oo
 from torch.utils._sympy.value_ranges import ValueRanges
 
 from tests.compiled import assert_same, compiled
+from trt_dynamo import explain
 from trt_dynamo.profiles import (
     LARGEST,
     Bulk,
@@ -34,6 +35,7 @@ from trt_dynamo.profiles import (
     ranges_of,
 )
 from trt_dynamo.reports import report
+from trt_dynamo.testing import evaluate
 
 S, T = (sympy.Symbol(name, integer=True) for name in "st")
 
@@ -374,6 +376,20 @@ def test_a_limit_on_tensors_cuts_the_range_and_not_the_answers() -> None:
     assert report()["engines_built"] == 3 and report()["eager_calls"] == 0
 
 
+def test_a_cut_is_said(caplog: pytest.LogCaptureFixture) -> None:
+    def f(x: torch.Tensor) -> torch.Tensor:
+        return torch.outer(x, x).exp().sum(0)
+
+    options: dict[str, Any] = {"runtime": "reference", "min_segment_nodes": 1, "max_tensor_bytes": 4096}
+    words = "the largest size was cut from 64 to 32: a tensor would pass max_tensor_bytes=4096"
+    found = explain(f, torch.randn(5), dynamic=True, options=options)
+    assert words in found.cuts[0] and words in str(found) and found.as_dict()["cuts"] == list(found.cuts)
+    with caplog.at_level("INFO", "trt_dynamo"):
+        torch.compile(f, backend="tensorrt", dynamic=True, options=options)(torch.randn(5))
+    assert any(words in record.getMessage() for record in caplog.records)
+    assert explain(f, torch.randn(5), dynamic=True, options={**options, "max_tensor_bytes": None}).cuts == ()
+
+
 @pytest.mark.parametrize("size", [8, 24])
 def test_sizes_in_steps_build_and_run(size: int) -> None:
     def f(x: torch.Tensor) -> torch.Tensor:
@@ -388,8 +404,6 @@ def test_sizes_in_steps_build_and_run(size: int) -> None:
 
 
 def test_a_name_for_each_symbol_of_a_network() -> None:
-    from trt_dynamo.testing import evaluate
-
     def f(x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
         return (x @ y.mT).exp() + x.sum()
 

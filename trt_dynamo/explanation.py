@@ -17,6 +17,7 @@ from trt_dynamo import trt as tensorrt_module
 from trt_dynamo.lowering import Lowered, lower
 from trt_dynamo.lowering.lengths import keeps_lengths
 from trt_dynamo.partition import Segment, Verdict, partition
+from trt_dynamo.profiles import Sizes
 from trt_dynamo.settings import Settings
 
 
@@ -24,7 +25,8 @@ from trt_dynamo.settings import Settings
 class Explanation:
     """What `explain` found. `segments` are the engines to be (each with its `nodes`); `converted` counts the nodes in
     them; `eager` are the verdicts (`node`, `target`, `reason`, `source`) on the others; `graphs` counts Dynamo's
-    graphs, `breaks` says what Dynamo left to eager before any graph was made."""
+    graphs, `breaks` says what Dynamo left to eager before any graph was made; `cuts` names the engines whose range of
+    sizes was cut because a tensor would be too large."""
 
     segments: tuple[Segment, ...]
     converted: int
@@ -32,6 +34,7 @@ class Explanation:
     graphs: int
     broken: tuple[str, ...] = ()
     breaks: tuple[str, ...] = ()
+    cuts: tuple[str, ...] = ()
 
     def __str__(self) -> str:
         total, engines, graphs = self.converted + len(self.eager), len(self.segments), self.graphs
@@ -50,6 +53,7 @@ class Explanation:
         for (target, reason), verdicts in sorted(reasons.items(), key=lambda item: -len(item[1])):
             where = f"  [{verdicts[0].source}]" if verdicts[0].source else ""
             lines.append(f"  {len(verdicts)} x {target}: {reason}{where}")
+        lines += list(self.cuts)
         lines += [f"graph not lowered: {reason}" for reason in self.broken]
         lines += [f"not traced by Dynamo: {reason}" for reason in self.breaks]
         return "\n".join(lines)
@@ -63,6 +67,7 @@ class Explanation:
             "eager": [dataclasses.asdict(verdict) for verdict in self.eager],
             "broken": list(self.broken),
             "breaks": list(self.breaks),
+            "cuts": list(self.cuts),
         }
 
 
@@ -123,4 +128,12 @@ def explain(
         graphs,
         tuple(broken),
         breaks=tuple(breaks),
+        cuts=tuple(f"{s.name}: {note}" for s in renamed if (note := cut_of(s, settings))),
     )
+
+
+def cut_of(segment: Segment, settings: Settings) -> str:
+    """What there is to say of sizes that the segment's engine does not take for the sake of memory."""
+    nodes = segment.module.graph.nodes
+    inputs = [node.meta["val"] for node in nodes if node.op == "placeholder"]
+    return Sizes(inputs, [node.meta.get("val") for node in nodes], settings.max_tensor_bytes).note
