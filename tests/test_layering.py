@@ -22,7 +22,8 @@ ALLOWED: dict[str, set[str]] = {
     "settings": {"errors"},
     "trt": {"errors", "settings"},
     "log": {"trt"},
-    "reports": set(),
+    "processes": {"shutdown"},
+    "reports": {"processes"},
     "host_scalars": set(),
     "registration": {"settings"},
     # ops of ours that lowering puts into a graph and converters know
@@ -46,9 +47,9 @@ ALLOWED: dict[str, set[str]] = {
     "partition": BASE | {"profiles", "aten_converters", "host_scalars"},
     "cache": BASE | {"profiles"},
     # it takes a ConvertedNetwork
-    "build": BASE | {"profiles", "progress", "shutdown", "aten_converters"},
+    "build": BASE | {"processes", "profiles", "progress", "shutdown", "aten_converters"},
     "hot_ranges": BASE | {"profiles"},
-    "runtime": BASE | {"hot_ranges", "profiles", "reports", "weights", "fingerprints", "shutdown"},
+    "runtime": BASE | {"processes", "hot_ranges", "profiles", "reports", "weights", "fingerprints", "shutdown"},
     # it judges the converters, so it must not know them
     "reference": {"errors", "trt", "log"},
     # the package's front door

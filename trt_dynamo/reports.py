@@ -11,6 +11,8 @@ import time
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from trt_dynamo.processes import renewed_in_children
+
 log = logging.getLogger(__name__)
 
 COUNTERS = (
@@ -58,6 +60,12 @@ counts: collections.Counter[str] = collections.Counter()
 reasons: dict[str, collections.Counter[str]] = {}
 seconds: dict[str, float] = dict.fromkeys(TIMERS, 0.0)
 builds: collections.deque[Build] = collections.deque(maxlen=BUILDS_KEPT)
+
+
+@renewed_in_children
+def renew_lock() -> None:
+    global LOCK
+    LOCK = threading.Lock()
 
 
 def count(counter: str, reason: str | None = None) -> int:

@@ -19,6 +19,7 @@ from torch.fx import GraphModule
 from trt_dynamo import shutdown
 from trt_dynamo.errors import BuildError, EngineError, TrtDynamoError, Unsupported, WeightsMoved
 from trt_dynamo.hot_ranges import SeenSizes
+from trt_dynamo.processes import forget_in_children
 from trt_dynamo.profiles import Range, Sizes
 from trt_dynamo.reports import Build, count, noted
 from trt_dynamo.runtime.background import run_in_background, wait_for_builds
@@ -104,6 +105,7 @@ class SegmentModule(torch.nn.Module):
         self.broken: str | None = None
         self.widest: str | None = None  # why the ranges grow no more
         self.failure: Exception | None = None  # of a build in the background, for `strict`
+        forget_in_children(self)
 
     def forward(self, *args: Any) -> tuple[torch.Tensor, ...]:
         if self.seen.wanted:
@@ -144,6 +146,12 @@ class SegmentModule(torch.nn.Module):
         """Builds (or loads) the engine for the weights that the model has now, at once or in the background."""
         with self.lock:
             self.serve(tensors, NEW_GRAPH, self.settings.compile == "background")
+
+    def leave_to_parent(self) -> object:
+        """Gives up all engines, and a lock that another thread may hold: for a forked child."""
+        left = (self.slots, self.likely, self.shared)
+        self.slots, self.likely, self.shared, self.lock = {}, {}, None, threading.RLock()
+        return left
 
     # -- which engine fits the weights --------------------------------------------------------------------------------
 
