@@ -10,15 +10,17 @@ import warnings
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import unset_fake_temporarily
 
 from tests.compiled import assert_same
+from tests.test_reference_engine import Net
 from trt_dynamo import trt as tensorrt
 from trt_dynamo.aten_converters import ConvertedNetwork, Network, convert, weights_manifest
-from trt_dynamo.aten_converters.refittable import weight_bindings
+from trt_dynamo.aten_converters.refittable import tensors_read, weight_bindings
 from trt_dynamo.backend import manifest_of, placeholder_names
 from trt_dynamo.build import build, make_refittable, profile_of
 from trt_dynamo.errors import BuildError, ConversionError, EngineError, Unsupported
@@ -261,6 +263,17 @@ def test_a_source_that_fits_is_not_copied(device: torch.device, monkeypatch: pyt
     assert given[2][1] != tensors[0].data_ptr()
 
 
+def test_a_source_that_is_not_aligned_to_its_elements_is_copied() -> None:
+    engine, tensors = two_weights()
+    memory = bytearray(64)
+    bias = torch.frombuffer(memory, dtype=torch.float32, count=3, offset=2)
+    bias.copy_(tensors[1])
+    assert bias.data_ptr() % 4 == 2
+    engine.refit([tensors[0], bias])
+    x = torch.randn(2, 4)
+    assert_same(engine((x,))[0], affine(x, *tensors))
+
+
 # Names
 
 
@@ -302,6 +315,17 @@ def test_names_are_unique_and_marked() -> None:
     assert all(weight.layer in network.constants for weight in network.weights)
 
 
+def test_weights_come_in_the_order_in_which_they_were_baked() -> None:
+    x, w, b = torch.randn(2, 4), torch.randn(3, 4), torch.randn(3)
+    graph = graph_of(affine, x, w, b)
+    _, first, second = placeholder_names(graph)
+    network = convert(graph, {second: b, first: w}, refit=True)
+    assert [(weight.position, weight.index) for weight in network.weights] == [(1, 1), (2, 0)]
+    engine = engine_of(network)
+    engine.refit([b + 1, w - 1])
+    assert_same(engine((x,))[0], affine(x, w - 1, b + 1))
+
+
 def test_networks_of_fixed_weights_stay_as_they_are() -> None:
     network = converted(affine, torch.randn(2, 4), torch.randn(3, 4), torch.randn(3), refit=False)
     assert network.weights == () and not network.network.raw.are_weights_marked_refittable("layer.weight")
@@ -333,6 +357,28 @@ def test_weights_that_reach_no_result_may_be_dropped() -> None:
     assert {weight.index: weight.needed for weight in network.weights} == {0: True, 1: False}
     engine.refit([torch.ones(3), torch.ones(3)])
     assert_same(engine((torch.arange(3.0),))[0], torch.arange(3.0))
+
+
+def test_what_a_result_depends_on() -> None:
+    """A loop's trip limit and an assertion count, though neither makes a tensor; what only gives its shape does not."""
+    net = Net()
+    values = {"limit": np.array(2, np.int32), "asserted": np.array(True), "sized": np.zeros(3, np.int32)}
+    made = {}
+    for name, value in {**values, "step": np.array(3, np.int32), "idle": np.array(0, np.int32)}.items():
+        made[name] = net.raw.add_constant(value.shape, value).get_output(0)
+        made[name].name = name
+    net.raw.add_assertion(made["asserted"], "it holds")
+    loop = net.raw.add_loop()
+    loop.add_trip_limit(made["limit"], trt.TripLimit.COUNT)
+    state = loop.add_recurrence(net.input("x", (), trt.DataType.INT32))
+    step = net.raw.add_elementwise(state.get_output(0), made["step"], trt.ElementWiseOperation.SUM)
+    state.set_input(1, step.get_output(0))
+    net.mark(loop.add_loop_output(state.get_output(0), trt.LoopOutput.LAST_VALUE, 0).get_output(0))
+    net.mark(net.raw.add_shape(made["sized"]).get_output(0), "size")
+    read = tensors_read(net.raw)
+    assert {name: name in read for name in ("x", *made)} == {
+        "x": True, "limit": True, "asserted": True, "sized": False, "step": True, "idle": False
+    }  # fmt: skip
 
 
 def test_values_that_decide_shapes_cannot_be_replaced() -> None:
