@@ -5,6 +5,7 @@ hand: make test-cuda.
 from __future__ import annotations
 
 import threading
+import warnings
 from collections.abc import Callable
 from typing import Any
 
@@ -38,9 +39,10 @@ def test_a_change_is_seen_before_the_next_answer(change: Callable[[Any], None]) 
         change(model)
         with torch.no_grad():
             wanted = model(x)
+            assert not torch.equal(before, wanted)
             for _ in range(2):
                 assert_same(fast(x), wanted)
-    assert not torch.allclose(before, wanted)
+            before = wanted
     assert report()["engine_calls"] >= 4
 
 
@@ -154,7 +156,9 @@ def test_the_look_at_the_weights_is_no_synchronization_of_the_device() -> None:
     with torch.no_grad():
         fast(x)
         torch.cuda.synchronize()
-        torch.cuda.set_sync_debug_mode("error")
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # the mode is a prototype, says torch
+            torch.cuda.set_sync_debug_mode("error")
         try:
             answer = fast(x)
         finally:

@@ -90,7 +90,6 @@ class Reader:
 class Snapshot:
     """What was seen of the weights when an engine got exactly them; `reader` reads their content at these addresses."""
 
-    identity: list[int]
     pointers: list[int]
     versions: list[int]
     steps: int
@@ -123,7 +122,7 @@ class WeightSet:
         self.references = [weakref.ref(t.untyped_storage(), self.mark_dead) for t in tensors]
         reader = Reader(tensors)
         reader.record()
-        return Snapshot(identity(tensors), pointers, versions, steps, declared, reader.read(tensors), reader)
+        return Snapshot(pointers, versions, steps, declared, reader.read(tensors), reader)
 
     def mark_dead(self, _: object) -> None:
         self.dead = True
@@ -141,11 +140,10 @@ class WeightSet:
         call began with. Another thread may have taken another snapshot, and changed the engine, meanwhile.
         """
         if self.check == "frozen":
-            return begun.declared == STEPS.declared and identity(tensors) == begun.identity
+            return begun.declared == STEPS.declared and pointers_of(tensors) == begun.pointers
         if self.check == "observed":
             return (
                 begun.steps == STEPS.count
-                and identity(tensors) == begun.identity
                 and versions_of(tensors) == begun.versions
                 and pointers_of(tensors) == begun.pointers
             )
@@ -164,9 +162,11 @@ class WeightSet:
         return self.snapshot.content != before
 
 
-def identity(tensors: Sequence[torch.Tensor]) -> list[int]:
-    """Which tensors these are, as long as they live; another tensor at the same place has other memory."""
-    return list(map(id, tensors))
+def identity(tensors: Sequence[torch.Tensor]) -> tuple[int, ...]:
+    """Which tensors these are, as long as they live; another tensor at the same place has other memory. Not for each
+    call: Python reports every `id` to whoever audits the process, which can be dear.
+    """
+    return tuple(map(id, tensors))
 
 
 def pointers_of(tensors: Sequence[torch.Tensor]) -> list[int]:

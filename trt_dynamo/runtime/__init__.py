@@ -189,7 +189,7 @@ class SegmentModule(torch.nn.Module):
             found = self.serve_shared(tensors, why, background)
             if self.takes_inputs:  # still: an engine could be built so
                 return found
-        key = tuple(identity(tensors))
+        key = identity(tensors)
         slot = self.slots.get(key)
         if slot is None:
             if len(self.slots) >= self.settings.max_weight_sets:
