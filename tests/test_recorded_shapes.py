@@ -189,7 +189,7 @@ def test_a_file_is_readable_and_comes_back(tmp_path: Path) -> None:
 def test_a_file_by_hand_may_say_less(tmp_path: Path) -> None:
     file = tmp_path / "sizes.json"
     file.write_text('{"x": {"0": {"min": 1, "max": 9}}, "y": [4, {"min": 0, "max": 0}]}')
-    assert RecordedShapes.load(file).ranges == {"x": [{"min": 1, "opt": 9, "max": 9}], "y": [4, 0]}
+    assert RecordedShapes.load(file).ranges == {"x": {"0": {"min": 1, "opt": 9, "max": 9}}, "y": [4, 0]}
     file.write_text('{"x": {"1": {"min": 1, "max": 9}}}')
     assert RecordedShapes.load(file).ranges == {"x": {"1": {"min": 1, "opt": 9, "max": 9}}}
 
@@ -248,7 +248,8 @@ def test_a_missing_file_is_said_once(
     ("text", "words"),
     [
         ('{"x": [{"min": 3, "max": 9}, 6, 1]}', "the ranges for x are of 3 dims, it has 2"),
-        ('{"x": {"2": {"min": 3, "max": 9}}}', "the ranges for x are of 1 dims, it has 2"),
+        ('{"x": {"2": {"min": 3, "max": 9}}}', "the ranges for x are of 3 dims, it has 2"),
+        ('{"x": [{"min": 3, "max": 9}]}', "the ranges for x are of 1 dims, it has 2"),
         ('{"x": [{"min": 3, "max": 9}, 7]}', "dim 1 of x is 6, and always 7"),
     ],
 )
@@ -364,6 +365,66 @@ def test_a_dim_that_the_model_makes_a_constant(tmp_path: Path) -> None:
             assert_same(fast(x), f(x))
             assert not vars(x)
     assert report()["eager_calls"] == 0
+
+
+def test_marks_of_the_user_stay(recorded: Path, profiles: list[Any]) -> None:
+    x, y = rows(5), rows(5)
+    torch._dynamo.mark_dynamic(x, 1)
+    torch._dynamo.maybe_mark_dynamic(y, 1)
+    before = [
+        {name: set(value) if isinstance(value, set) else value for name, value in vars(t).items()} for t in (x, y)
+    ]
+    recorded.write_text('{"x": {"0": {"min": 3, "max": 20}}}')
+    fast = compiled(lambda x: x.exp() + 1, profiles=recorded, cache="off")
+    for tensor in (x, y):
+        fast(tensor)
+        torch._dynamo.reset()
+    assert [vars(t) for t in (x, y)] == before
+    assert [next(iter(profile.values()))[2] for profile in profiles] == [(20, 64), (20, 64)]
+
+
+def test_floats_and_whole_graphs(tmp_path: Path, profiles: list[Any]) -> None:
+    """A float makes Dynamo trace again too."""
+    file = tmp_path / "sizes.json"
+    file.write_text('{"x": [{"min": 3, "opt": 8, "max": 20}, 6]}')
+
+    def f(x: torch.Tensor, scale: float, n: int) -> torch.Tensor:
+        return (x * scale).tanh() + n
+
+    options: dict[str, Any] = {"runtime": "reference", "min_segment_nodes": 1, "profiles": file}
+    fast = torch.compile(f, backend="tensorrt", fullgraph=True, options=options)
+    with torch.inference_mode():
+        for n, scale in ((5, 0.5), (7, 0.25), (3, 2.5), (20, -1.0)):
+            x = rows(n)
+            assert_same(fast(x, scale, n), f(x, scale, n))
+    assert set(of_rows(profiles)) == {(3, 8, 20)} and report()["eager_calls"] == 0
+
+
+def test_a_transformer_and_its_tokens(tmp_path: Path) -> None:
+    transformers = pytest.importorskip("transformers")
+    config = transformers.BertConfig(
+        vocab_size=50, hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=32
+    )
+    model = transformers.BertModel(config).eval()
+
+    def tokens(batch: int, length: int) -> dict[str, torch.Tensor]:
+        ids = torch.randint(50, (batch, length))
+        return {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
+
+    traffic = [(8, 12), (3, 5), (8, 31), (2, 12)]
+    with torch.no_grad(), record_shapes(model) as seen:
+        for batch, length in traffic:
+            model(**tokens(batch, length))
+    spans = [{"min": 2, "opt": 8, "max": 8}, {"min": 5, "opt": 12, "max": 31}]
+    assert seen.ranges == {"input_ids": spans, "attention_mask": spans}
+    seen.save(tmp_path / "sizes.json")
+    fast = compiled(model, profiles=tmp_path / "sizes.json")
+    with torch.no_grad():
+        for batch, length in traffic:
+            given = tokens(batch, length)
+            assert_same(fast(**given).last_hidden_state, model(**given).last_hidden_state)
+    counts = report()
+    assert counts["graphs"] == 1 and counts["rebuilds"] == 0 and counts["eager_calls"] == 0
 
 
 def test_static_shapes_stay_static_where_the_user_says_so(recorded: Path, profiles: list[Any]) -> None:

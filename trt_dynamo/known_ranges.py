@@ -23,7 +23,7 @@ from torch.fx import GraphModule
 
 from trt_dynamo.errors import SettingsError
 from trt_dynamo.profiles import Dim, Range, declare, dim_of, shape_env_of, solved
-from trt_dynamo.recorded_shapes import APPLIED, Ranges, original, read_ranges, signature_of, tensors_in
+from trt_dynamo.recorded_shapes import APPLIED, Dims, Ranges, original, read_ranges, signature_of, tensors_in
 from trt_dynamo.settings import Settings, warn_once
 
 log = logging.getLogger(__name__)
@@ -77,6 +77,7 @@ class Requests(threading.local):
 
     def __init__(self) -> None:
         self.made: list[tuple[torch.Tensor, int, str]] = []
+        self.fresh: list[tuple[torch.Tensor, str]] = []  # the attributes that the tensors did not have before
         self.next: list[tuple[torch.Tensor, int, str]] = []
         self.compilation: Any = None
         self.before: set[tuple[str, int]] = set()
@@ -84,28 +85,29 @@ class Requests(threading.local):
 
     def take_back(self) -> None:
         for tensor, axis, _ in self.made:
-            marked: set[int] = getattr(tensor, MARKS[0], set())
-            marked.discard(axis)
-            if not marked:
-                for mark in MARKS:
-                    vars(tensor).pop(mark, None)
+            getattr(tensor, MARKS[0], set()).discard(axis)
+        for tensor, mark in self.fresh:
+            vars(tensor).pop(mark, None)
         same = CompileContext.current_compile_id() == self.compilation
         self.compilation = CompileContext.current_compile_id()
         self.before = {(name, axis) for _, axis, name in self.made if same}
         self.refused = self.refused if same else set()
-        self.made, self.next = [], []
+        self.made, self.next, self.fresh = [], [], []
 
     def consider(self, tensor: torch.Tensor, name: str, axis: int, size: int, span: Range) -> None:
         """Asks for a symbol if the dim is known to vary and Dynamo may do it: sizes 0 and 1 are graphs of their own."""
         if (name, axis) in self.before:  # it was asked, and the model makes a constant of it
             self.refused.add((name, axis))
-        if span.min < span.max and size >= 2 and (name, axis) not in self.refused and may_vary():
+        plain = type(tensor) in (torch.Tensor, torch.nn.Parameter)
+        if plain and span.min < span.max and size >= 2 and (name, axis) not in self.refused and may_vary():
             self.next.append((tensor, axis, name))
 
     def send(self) -> None:
         self.made, self.next = self.next, []
         if not self.made:
             return
+        tensors = {id(tensor): tensor for tensor, _, _ in self.made}.values()
+        self.fresh = [(tensor, mark) for tensor in tensors for mark in MARKS if not hasattr(tensor, mark)]
         for tensor, axis, _ in self.made:
             torch._dynamo.maybe_mark_dynamic(tensor, axis)
         log.debug("asking Dynamo for symbols: %s", ", ".join(f"{name}, dim {axis}" for _, axis, name in self.made))
@@ -188,15 +190,13 @@ def read_once(file: Path, version: Any) -> Ranges:
     return read_ranges(file)
 
 
-def dims_known(name: str, value: torch.Tensor, dims: Mapping[int, Range]) -> Iterator[tuple[int, Range]]:
+def dims_known(name: str, value: torch.Tensor, dims: Dims) -> Iterator[tuple[int, Range]]:
     """The dims of an input with their ranges; none, and a warning, where they are not those of this tensor."""
-    listed = list(dims) == list(range(len(dims)))
-    if (listed and len(dims) != value.ndim) or any(axis >= value.ndim for axis in dims):
-        warn_once(
-            f"the ranges for {name} are of {len(dims)} dims, it has {value.ndim}: record them anew. It has none now."
-        )
+    rank = max(dims.ranges, default=-1) + 1 if dims.rank is None else dims.rank
+    if rank > value.ndim or dims.rank not in (None, value.ndim):
+        warn_once(f"the ranges for {name} are of {rank} dims, it has {value.ndim}: record them anew. It has none now.")
         return
-    for axis, span in dims.items():
+    for axis, span in dims.ranges.items():
         size = dim_of(value.shape[axis])
         if isinstance(size, int) and span.min == span.max != size:
             warn_once(f"dim {axis} of {name} is {size}, and always {span.min} say the ranges: record them anew")

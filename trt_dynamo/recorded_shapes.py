@@ -12,6 +12,7 @@ import dataclasses
 import functools
 import inspect
 import json
+import threading
 import types
 import weakref
 from collections.abc import Callable, Iterator, Mapping, MutableMapping, Sequence
@@ -24,8 +25,16 @@ from torch import nn
 from trt_dynamo.errors import SettingsError
 from trt_dynamo.profiles import LARGEST, Range
 
-# The ranges of the dims of each input, by its name; of an input some of whose dims are unknown, by dim.
-Ranges: TypeAlias = dict[str, dict[int, Range]]
+
+@dataclasses.dataclass(frozen=True)
+class Dims:
+    """The ranges of an input's dims, by number; `rank` is how many dims there are, None where only some are known."""
+
+    ranges: Mapping[int, Range]
+    rank: int | None = None
+
+
+Ranges: TypeAlias = dict[str, Dims]  # by the name of the input
 
 # What `RecordedShapes.apply` said, by the module or function.
 APPLIED: MutableMapping[Any, Ranges] = weakref.WeakKeyDictionary()
@@ -39,6 +48,7 @@ class RecordedShapes:
     def __init__(self, model: Callable[..., Any] | None = None) -> None:
         self.model = model  # what is called, uncompiled
         self.signature = None if model is None else signature_of(model)
+        self.lock = threading.Lock()
         self.calls = 0
         self.shapes: collections.Counter[tuple[str, tuple[int, ...]]] = collections.Counter()
         self.given: Ranges = {}  # what a file says
@@ -51,9 +61,10 @@ class RecordedShapes:
             bound = self.signature.bind(*args, **kwargs)
         except TypeError:  # the call itself will say what is wrong
             return
-        self.calls += 1
-        for name, value in bound.arguments.items():
-            self.shapes.update((path, tuple(tensor.shape)) for path, tensor in tensors_in(name, value))
+        found = [pair for name, value in bound.arguments.items() for pair in tensors_in(name, value)]
+        with self.lock:
+            self.calls += 1
+            self.shapes.update((path, tuple(tensor.shape)) for path, tensor in found)
 
     @property
     def known(self) -> Ranges:
@@ -65,7 +76,7 @@ class RecordedShapes:
         for name, shapes in by_name.items():
             if len({len(shape) for shape in shapes}) == 1:
                 rank = len(next(iter(shapes)))
-                found[name] = {axis: range_seen(shapes, axis) for axis in range(rank)}
+                found[name] = Dims({axis: range_seen(shapes, axis) for axis in range(rank)}, rank)
         return found
 
     @property
@@ -215,12 +226,12 @@ def range_seen(shapes: Mapping[tuple[int, ...], int], axis: int) -> Range:
     return Range(min(counts), max(counts, key=lambda size: (counts[size], size)), max(counts))
 
 
-def plain(dims: Mapping[int, Range]) -> Any:
+def plain(dims: Dims) -> Any:
     data = {
         axis: span.min if span.min == span.max else {"min": span.min, "opt": span.opt, "max": span.max}
-        for axis, span in dims.items()
+        for axis, span in dims.ranges.items()
     }
-    return list(data.values()) if list(data) == list(range(len(data))) else {str(a): d for a, d in data.items()}
+    return list(data.values()) if dims.rank is not None else {str(axis): span for axis, span in data.items()}
 
 
 def read_ranges(file: Path) -> Ranges:
@@ -246,14 +257,15 @@ def read_ranges(file: Path) -> Ranges:
     return {name: dims_given(dims, f"{file}: {name}") for name, dims in data.items()}
 
 
-def dims_given(dims: Any, where: str) -> dict[int, Range]:
+def dims_given(dims: Any, where: str) -> Dims:
     if isinstance(dims, Mapping):
         wrong = [axis for axis in dims if not str(axis).isdecimal()]
         if wrong:
             raise SettingsError(f"{where}: {wrong[0]!r} is no dim; a dim is a number from 0, as a text")
-        return {int(axis): range_given(span, f"{where}, dim {axis}") for axis, span in dims.items()}
+        return Dims({int(axis): range_given(span, f"{where}, dim {axis}") for axis, span in dims.items()})
     if isinstance(dims, Sequence) and not isinstance(dims, str):
-        return {axis: range_given(span, f"{where}, dim {axis}") for axis, span in enumerate(dims)}
+        spans = {axis: range_given(span, f"{where}, dim {axis}") for axis, span in enumerate(dims)}
+        return Dims(spans, len(spans))
     raise SettingsError(f"{where}: expected a list with a range or a size for each dim, not {dims!r}")
 
 
