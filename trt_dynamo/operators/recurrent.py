@@ -148,13 +148,19 @@ def stand_in(kind: str) -> Callable[..., Any]:
 
 
 def sound(x: Tensor, hx: Tensor | Sequence[Tensor], weights: Sequence[Tensor], batch_first: bool) -> bool:
-    """Whether sizes and types fit; what does not is left to torch, whose error it is."""
+    """Whether sizes and types fit; what does not is left to torch, whose error it is.
+
+    Raises:
+        RuntimeError: there are no steps. torch's kernels say the same, its decompositions return what they find.
+    """
     states = [hx] if isinstance(hx, Tensor) else list(hx)
     tensors = [*states, *weights]
     if x.ndim != 3 or any(s.ndim != 3 for s in states) or any(t.dtype is not x.dtype for t in tensors):
         return False
     batch, time = x.shape[:2] if batch_first else (x.shape[1], x.shape[0])
-    return bool(time > 0) and all(s.shape[1] == batch for s in states) and bool(weights[0].shape[1] == x.shape[2])
+    if time == 0:
+        raise RuntimeError("Expected sequence length to be larger than 0 in RNN")
+    return all(s.shape[1] == batch for s in states) and bool(weights[0].shape[1] == x.shape[2])
 
 
 aten = torch.ops.aten
