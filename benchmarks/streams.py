@@ -68,6 +68,22 @@ class UNet(nn.Module):
         return out
 
 
+class CNN(nn.Module):
+    """A classifier whose convolutions stride, with a depthwise one, and whose pooling is global."""
+
+    def __init__(self, width: int = 8) -> None:
+        super().__init__()
+        self.body = nn.Sequential(
+            nn.Conv2d(3, width, 3, 2, 1), nn.BatchNorm2d(width), nn.ReLU6(),
+            nn.Conv2d(width, width, 3, 1, 1, groups=width), nn.Hardswish(), nn.MaxPool2d(3, 2, 1),
+            nn.Conv2d(width, 2 * width, 1), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(2 * width, 10),
+        )  # fmt: skip
+
+    def forward(self, x: Tensor) -> Tensor:
+        out: Tensor = self.body(x)
+        return out.log_softmax(-1)
+
+
 class Detector(nn.Module):
     """A detector of one stage: what scores above the threshold, as boxes, scores and classes."""
 
@@ -210,17 +226,19 @@ class Stream:
         torch.manual_seed(0)
         return self.make().eval()
 
-    def sizes(self, draw: random.Random, smallest: int = 0) -> Sizes:
-        """The sizes of a request: small ones as often as large ones."""
+    def sizes(self, draw: random.Random, smallest: int = 0, scale: float = 1.0) -> Sizes:
+        """The sizes of a request: small ones as often as large ones, up to `scale` times the limits."""
         found = []
         for low, high in self.limits:
             low = max(low, smallest)
+            high = max(low, int(high * scale))
             found.append(low + int((high - low + 1) ** draw.random()) - 1)
         return tuple(found)
 
 
 STREAMS: dict[str, Stream] = {
     "MiniLM": Stream(lambda: MiniLM(2, 48), embed_arguments, ((0, 64), (0, 256))),
+    "CNN": Stream(CNN, image_arguments, ((0, 40), (9, 120), (9, 120))),
     "U-Net": Stream(UNet, image_arguments, ((0, 6), (4, 130), (4, 130))),
     "detector": Stream(Detector, detector_arguments, ((0, 6), (1, 130), (1, 130))),
     "LSTM, padded": Stream(lambda: Recurrent(False), recurrent_arguments, ((0, 40), (0, 90))),

@@ -1,0 +1,192 @@
+"""Streams of requests of many sizes, 0 and 1 among them: every answer is eager's, and few engines serve them all."""
+
+from __future__ import annotations
+
+import math
+import random
+import threading
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+import torch
+import torch._dynamo
+
+from benchmarks.streams import STREAMS, Stream
+from tests.compiled import assert_same
+from trt_dynamo.reports import report
+from trt_dynamo.runtime import wait_for_builds
+
+# Of the streams' largest sizes; `-m slow` takes them whole.
+SMALL = 0.3
+THREADS = 8
+
+
+@pytest.fixture(autouse=True)
+def dynamo() -> Iterator[None]:
+    """Recurrent layers reach the backend, and as many graphs as sizes of 0 and 1 make (torch's limit is 8)."""
+    with torch._dynamo.config.patch(allow_rnn=True, recompile_limit=64):
+        yield
+
+
+def capturing(yes: bool) -> Any:
+    return torch._dynamo.config.patch(capture_scalar_outputs=yes, capture_dynamic_output_shape_ops=yes)
+
+
+def compile_it(model: Callable[..., Any], **options: Any) -> Callable[..., Any]:
+    """With the defaults, but for what runs the engines."""
+    return torch.compile(model, backend="tensorrt", options={"runtime": "reference", **options})
+
+
+def answer(model: Callable[..., Any], arguments: tuple[Any, ...]) -> Any:
+    """What the model answers, or the error that it raises."""
+    with torch.no_grad():
+        try:
+            return model(*arguments)
+        except (RuntimeError, ValueError, IndexError) as error:
+            return error
+
+
+def compare(actual: Any, expected: Any, sizes: Any) -> None:
+    if isinstance(expected, Exception):
+        assert isinstance(actual, Exception), f"eager raises for {sizes}: {expected}"
+        return
+    if isinstance(actual, Exception):
+        raise AssertionError(f"eager answers {sizes}") from actual
+    try:
+        assert_same(actual, expected)
+    except AssertionError as error:
+        raise AssertionError(f"{sizes}: {error}") from None
+
+
+def drive(stream: Stream, net: Any, fast: Any, draw: random.Random, requests: int, scale: float) -> None:
+    for _ in range(requests):
+        sizes = stream.sizes(draw, scale=scale)
+        arguments = stream.arguments(sizes)
+        compare(answer(fast, arguments), answer(net, arguments), sizes)
+
+
+@pytest.mark.parametrize(
+    ("name", "rebuild"), [*((name, "sync") for name in STREAMS), ("MiniLM", "background"), ("attention", "background")]
+)
+def test_every_answer_is_eagers(name: str, rebuild: str) -> None:
+    stream = STREAMS[name]
+    net = stream.model()
+    drive(stream, net, compile_it(net, rebuild=rebuild), random.Random(name + rebuild), 8, SMALL)
+    assert wait_for_builds(100)
+    assert report()["engine_calls"] > 0
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("captured", [False, True], ids=["graph breaks", "captured"])
+@pytest.mark.parametrize("rebuild", ["sync", "background"])
+@pytest.mark.parametrize("name", STREAMS)
+def test_every_answer_of_a_long_stream_is_eagers(name: str, rebuild: str, captured: bool, seed: int) -> None:
+    stream = STREAMS[name]
+    net = stream.model()
+    with capturing(captured):
+        drive(stream, net, compile_it(net, rebuild=rebuild), random.Random(seed), 40, 1.0)
+        assert wait_for_builds(100)
+    assert report()["engine_calls"] > 0
+
+
+EIGHT = ["MiniLM", "U-Net", "detector", "LSTM, padded", "LSTM, packed"]
+
+
+@pytest.mark.parametrize(
+    ("name", "rebuild"), [*((name, "background") for name in EIGHT), ("MiniLM", "sync"), ("LSTM, padded", "sync")]
+)
+def test_every_answer_to_eight_threads_is_eagers(name: str, rebuild: str) -> None:
+    stream = STREAMS[name]
+    net = stream.model()
+    fast = compile_it(net, rebuild=rebuild)
+    errors: list[BaseException] = []
+
+    def work(seed: int) -> None:
+        try:
+            drive(stream, net, fast, random.Random(f"{name} {seed}"), 2, SMALL)
+        except BaseException as error:
+            errors.append(error)
+
+    threads = [threading.Thread(target=work, args=(seed,)) for seed in range(THREADS)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert wait_for_builds(100)
+    assert not errors, errors[0]
+    assert report()["engine_calls"] > 0
+
+
+@pytest.mark.parametrize("rebuild", ["sync", "background"])
+def test_sizes_that_depend_on_data_inside_a_stream(rebuild: str) -> None:
+    def f(x: torch.Tensor, ids: torch.Tensor, count: torch.Tensor) -> Any:
+        n = count.item()
+        torch._check(n >= 0)
+        torch._check(n <= x.shape[0])
+        found = x[x.sum(1) > 0]
+        names, places = torch.unique(ids, return_inverse=True)
+        sums = torch.zeros(names.shape[0], x.shape[1]).index_add(0, places, x)
+        weights = (found @ sums.t()).softmax(-1)
+        return weights @ sums, x[:n].exp().sum(0), names * 2, (x > 0).nonzero().shape[0] * x.mean()
+
+    fast = compile_it(f, rebuild=rebuild)
+    draw = random.Random(0)
+    with capturing(True):
+        for _ in range(16):
+            rows, width = int(300 ** draw.random()), int(40 ** draw.random())
+            x = torch.randn(rows, width) + draw.choice([-5.0, 0.0, 0.0, 5.0])
+            arguments = (x, torch.randint(0, 9, (rows,)), torch.tensor(draw.randint(0, rows)))
+            compare(answer(fast, arguments), answer(f, arguments), (rows, width))
+        assert wait_for_builds(100)
+    assert report()["engine_calls"] > 0
+
+
+# -- how many graphs and engines ---------------------------------------------------------------------------------------
+
+
+def pairs_of(draw: random.Random, count: int, batch: int, length: int) -> list[tuple[int, int]]:
+    """Different pairs, none with a size in common with the one before: Dynamo makes a symbol of what has changed."""
+    found: list[tuple[int, int]] = []
+    while len(found) < count:
+        pair = (draw.randint(2, batch), draw.randint(16, length))
+        if pair not in found and not (found and {*zip(pair, found[-1], strict=True)} & {(n, n) for n in pair}):
+            found.append(pair)
+    return found
+
+
+# On the CPU torch's convolutions ask whether a batch has 16 images or more, so there each side has a graph of its own.
+LIMITED: dict[str, tuple[str, int, int, Callable[[int, int], tuple[int, ...]]]] = {
+    "MiniLM": ("MiniLM", 12, 100, lambda batch, length: (batch, length)),
+    "CNN": ("CNN", 15, 200, lambda batch, length: (batch, length, length + 7)),
+}
+
+
+@pytest.mark.parametrize("seed", [0, *(pytest.param(seed, marks=pytest.mark.slow) for seed in range(1, 5))])
+@pytest.mark.parametrize("rebuild", ["sync", "background"])
+@pytest.mark.parametrize("name", LIMITED)
+def test_fifty_sizes_cost_two_graphs_and_few_engines(name: str, rebuild: str, seed: int) -> None:
+    key, batch, length, sizes_of = LIMITED[name]
+    stream = STREAMS[key]
+    net = stream.model()
+    fast = compile_it(net, rebuild=rebuild)
+    pairs = pairs_of(random.Random(seed), 50, batch, length)
+    with torch.no_grad():
+        for pair in pairs:
+            fast(*stream.arguments(sizes_of(*pair)))
+        arguments = stream.arguments(sizes_of(*pairs[0]))
+        assert wait_for_builds(100)
+        compare(fast(*arguments), net(*arguments), pairs[0])
+    counts = report()
+    assert counts["graphs"] <= 2
+    built: dict[str, int] = {}
+    for build in counts["builds"]:
+        assert build["error"] is None
+        built[build["segment"]] = built.get(build["segment"], 0) + 1
+    ratio = max(batch, (length + 7) / 16)
+    assert max(built.values()) <= math.ceil(math.log2(ratio)) + 2, counts["builds"]
+    assert sum(built.values()) == counts["engines_built"] + counts["cache_hits"]
+    reasons = [build["reason"] for build in counts["builds"]]
+    assert reasons.count("new graph") == counts["graphs"]
+    assert {*reasons} <= {"new graph", "a size outside the profile"}
