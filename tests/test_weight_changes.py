@@ -139,7 +139,7 @@ def foreach_on_data(model: Any) -> None:
 
 
 def target_network(model: Any) -> None:
-    online = Block()
+    online = type(model)()
     for target, source in zip(model.parameters(), online.parameters(), strict=True):
         target.data.copy_(0.5 * source.data + 0.5 * target.data)
 
