@@ -131,6 +131,11 @@ ACTIONS = [
 ]  # fmt: skip
 
 
+def assert_equal(found: Any, wanted: Any, what: str) -> None:
+    for got, want in zip(found, wanted, strict=True):
+        torch.testing.assert_close(got, want, rtol=1e-4, atol=1e-5, equal_nan=True, msg=lambda text: f"{what}: {text}")
+
+
 @pytest.mark.parametrize("seed", range(3))
 @pytest.mark.parametrize(
     "options", [{}, {"weights": "inputs"}, {"rebuild": "background", "max_weight_sets": 1}], ids=str
@@ -148,12 +153,6 @@ def test_a_random_script(seed: int, options: dict[str, Any]) -> None:
         torch.manual_seed(place)
         found = action(ours, x)
         what = f"{action.__name__} at {place}"
-        for got, want in zip(found, wanted, strict=True):
-            torch.testing.assert_close(
-                got, want, rtol=1e-4, atol=1e-5, equal_nan=True, msg=lambda m, w=what: f"{w}: {m}"
-            )
-        for got, want in zip(ours.model.state_dict().values(), eager.model.state_dict().values(), strict=True):
-            torch.testing.assert_close(
-                got, want, rtol=1e-4, atol=1e-5, equal_nan=True, msg=lambda m, w=what: f"{w}: {m}"
-            )
+        assert_equal(found, wanted, what)
+        assert_equal(ours.model.state_dict().values(), eager.model.state_dict().values(), what)
     assert report()["engine_calls"] > 0
