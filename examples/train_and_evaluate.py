@@ -20,7 +20,7 @@ import trt_dynamo
 
 EPOCHS, BATCH = 5, 32
 
-# The call that first sees other weights waits for an engine that can be refitted. Without this, eager answers meanwhile.
+# The call that first sees other weights waits for an engine that can be refitted; else eager answers meanwhile.
 OPTIONS = {"rebuild": "sync"}
 
 Data = tuple[torch.Tensor, torch.Tensor]
@@ -128,8 +128,8 @@ def main() -> None:
         print(f"{kind.__name__}: largest difference from eager: {difference:.1e}")
     counts = trt_dynamo.report()
     print(
-        f"engine calls: {counts['engine_calls']}, eager calls {counts['eager_reasons']}, {counts['rebuilds']} rebuilds, "
-        f"{counts['refits']} refits"
+        f"engine calls: {counts['engine_calls']}, eager calls {counts['eager_reasons']}, "
+        f"{counts['rebuilds']} rebuilds, {counts['refits']} refits"
     )
 
 
