@@ -13,9 +13,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+from torch import nn
 
-from trt_dynamo import shutdown
+from tests.compiled import assert_same, compiled
+from trt_dynamo import backend, shutdown
+from trt_dynamo.build import build
 from trt_dynamo.cache import open_store
+from trt_dynamo.errors import BuildError
+from trt_dynamo.reports import report
 from trt_dynamo.runtime import background, wait_for_builds
 from trt_dynamo.settings import Settings
 
@@ -223,3 +229,162 @@ def test_a_fork_does_not_wait_for_its_parents_builds(tmp_path: Path) -> None:
     )
     status, out, err = finish(process)
     assert status == 0 and out.split() == ["child", "0"], (out, err)
+
+
+# -- builds that fail, and slow ones -----------------------------------------------------------------------------------
+
+
+class Net(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear = nn.Linear(6, 4)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return torch.tanh(self.linear(x)) + x.shape[0]
+
+
+def too_wide(profile: Any, limit: int = 100) -> bool:
+    return any(max(largest, default=0) > limit for _, _, largest in profile.values())
+
+
+def call(model: Callable[..., Any], size: int) -> Any:
+    with torch.no_grad():
+        return model(torch.arange(size * 18.0).reshape(size, 3, 6) / 1000)
+
+
+ERRORS: list[Exception] = [BuildError("no"), MemoryError("no memory"), RuntimeError("a bug"), KeyError("a bug")]
+
+
+@pytest.mark.parametrize("rebuild", ["sync", "background"])
+@pytest.mark.parametrize("error", ERRORS, ids=lambda e: type(e).__name__)
+def test_a_wider_engine_that_cannot_be_built(error: Exception, rebuild: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The narrow one goes on, and nobody asks again at each call."""
+    asked: list[int] = []
+
+    def narrow(converted: Any, profile: Any, *args: Any, **keywords: Any) -> bytes:
+        if too_wide(profile):
+            asked.append(1)
+            raise error
+        return build(converted, profile, *args, **keywords)
+
+    monkeypatch.setattr(backend, "build", narrow)
+    net = Net()
+    fast = compiled(net, dynamic=True, rebuild=rebuild, strict=False)
+    for size in (5, 50, 200, 7, 300, 60):
+        assert_same(call(fast, size), call(net, size))
+        assert wait_for_builds(60)
+    counts = report()
+    assert (counts["engine_calls"], counts["eager_calls"], len(asked)) == (4, 2, 1)
+    assert [b["error"] is None for b in counts["builds"]] == [True, False]
+    assert type(error).__name__ in counts["builds"][1]["error"]
+
+
+@pytest.mark.parametrize("compile", ["sync", "background"])
+@pytest.mark.parametrize("error", ERRORS, ids=lambda e: type(e).__name__)
+def test_a_first_engine_that_cannot_be_built(error: Exception, compile: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fails(*args: Any, **keywords: Any) -> bytes:
+        raise error
+
+    monkeypatch.setattr(backend, "build", fails)
+    net = Net()
+    fast = compiled(net, compile=compile, strict=False)
+    for _ in range(3):
+        assert_same(call(fast, 5), call(net, 5))
+        assert wait_for_builds(60)
+    assert report()["engine_calls"] == 0
+    assert len(report()["builds"]) == 1
+
+
+def test_an_interrupt_during_a_rebuild_passes_through(monkeypatch: pytest.MonkeyPatch) -> None:
+    interrupts = [KeyboardInterrupt()]
+
+    def interrupted(converted: Any, profile: Any, *args: Any, **keywords: Any) -> bytes:
+        if too_wide(profile) and interrupts:
+            raise interrupts.pop()
+        return build(converted, profile, *args, **keywords)
+
+    monkeypatch.setattr(backend, "build", interrupted)
+    net = Net()
+    fast = compiled(net, dynamic=True)
+    assert_same(call(fast, 5), call(net, 5))
+    with pytest.raises(KeyboardInterrupt):
+        call(fast, 200)
+    assert_same(call(fast, 7), call(net, 7))
+    assert_same(call(fast, 200), call(net, 200))
+    assert report()["eager_calls"] == 0 and report()["engine_calls"] == 3
+
+
+@pytest.mark.parametrize("threads", [1, 8])
+def test_a_slow_build_never_holds_up_a_call(threads: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Calls inside the ranges go to the engine meanwhile, others to eager; then one engine takes all."""
+    go = threading.Event()
+
+    def slow(converted: Any, profile: Any, *args: Any, **keywords: Any) -> bytes:
+        assert not too_wide(profile) or go.wait(60)
+        return build(converted, profile, *args, **keywords)
+
+    monkeypatch.setattr(backend, "build", slow)
+    net = Net()
+    fast = compiled(net, dynamic=True, rebuild="background")
+    call(fast, 5)
+    call(fast, 6)
+    errors: list[BaseException] = []
+    waits: list[float] = []
+
+    def work(seed: int) -> None:
+        try:
+            for size in (7 + seed, 200 + seed, 9, 300 + seed):
+                started = time.monotonic()
+                assert_same(call(fast, size), call(net, size))
+                waits.append(time.monotonic() - started)
+        except BaseException as error:
+            errors.append(error)
+
+    workers = [threading.Thread(target=work, args=(seed,)) for seed in range(threads)]
+    for worker in workers:
+        worker.start()
+    for worker in workers:
+        worker.join()
+    assert not errors, errors[0]
+    assert max(waits) < 20
+    meanwhile = report()
+    assert meanwhile["engine_calls"] == 2 + 2 * threads and meanwhile["eager_calls"] == 2 * threads
+    go.set()
+    assert wait_for_builds(60)
+    for size in (200, 300, 5):
+        assert_same(call(fast, size), call(net, size))
+    assert wait_for_builds(60)
+    assert_same(call(fast, 300 + threads), call(net, 300 + threads))
+    assert report()["engine_calls"] >= meanwhile["engine_calls"] + 3
+    assert report()["engines_built"] <= 3
+
+
+@pytest.mark.parametrize("rebuild", ["sync", "background", "never"])
+@pytest.mark.parametrize("compile", ["sync", "background"])
+def test_every_value_of_rebuild_and_compile(rebuild: str, compile: str) -> None:
+    net = Net()
+    fast = compiled(net, dynamic=True, rebuild=rebuild, compile=compile)
+    sizes = [5, 7, 90, 200, 5, 1000, 999, 63]
+    for size in sizes:
+        assert_same(call(fast, size), call(net, size))
+        assert wait_for_builds(60)
+    counts = report()
+    first = int(compile == "background")
+    grown = {"sync": 0, "background": 3, "never": 4}[rebuild]  # 90, 200 and 1000 grow; 999 needs it too
+    assert counts["eager_calls"] == first + grown
+    assert counts["engines_built"] == (1 if rebuild == "never" else 4)
+    assert [b["reason"] for b in counts["builds"]] == ["new graph"] + ["a size outside the profile"] * (
+        counts["engines_built"] - 1
+    )
+    assert all(
+        b["background"] == ((compile if i == 0 else rebuild) == "background") for i, b in enumerate(counts["builds"])
+    )
+
+
+def test_n_sizes_cost_log_n_builds() -> None:
+    net = Net()
+    fast = compiled(net, dynamic=True)
+    for size in range(2, 1200, 7):
+        call(fast, size)
+    assert report()["eager_calls"] == 0
+    assert report()["engines_built"] <= 1 + 5  # from 64 on: 128, 256, 512, 1024, 2048

@@ -47,7 +47,7 @@ class SeenSizes:
     def note(self, args: Sequence[Any]) -> None:
         """Counts one call of many. Threads may lose a count to each other, which does no harm."""
         self.calls += 1
-        if self.calls % EVERY != 1:
+        if (self.calls - 1) % EVERY:
             return
         self.counts[tuple(args[position].shape[axis] for position, axis in self.places.values())] += 1
         if len(self.counts) > REMEMBERED:

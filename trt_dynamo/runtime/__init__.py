@@ -115,13 +115,16 @@ class SegmentModule(torch.nn.Module):
         attempts = 0
         while slot is not None and slot.ready:
             begun = slot.begin()
+            engine = slot.engine
+            if engine is None:  # another call has found it unfit in this moment
+                reason = BEING_BUILT
+                break
             try:
-                assert slot.engine is not None
-                results = slot.engine(args)
+                results = engine(args)
             except OutsideProfile as error:
                 guessed = slot
                 slot, reason = self.slot_for(tensors)
-                if slot is guessed and slot.ready and self.widen(slot, tensors, args, error) is None:
+                if slot is guessed and slot.ready and self.widen(slot, engine, tensors, args, error) is None:
                     reason = "outside the profile"
                     break
                 continue
@@ -279,14 +282,16 @@ class SegmentModule(torch.nn.Module):
     # -- which engine fits the sizes ----------------------------------------------------------------------------------
 
     def widen(
-        self, slot: Slot, tensors: Sequence[torch.Tensor], args: Sequence[Any], error: OutsideProfile
+        self, slot: Slot, narrow: Engine, tensors: Sequence[torch.Tensor], args: Sequence[Any], error: OutsideProfile
     ) -> Engine | None:
-        """Asks for an engine that takes these sizes too; gives it back only where the settings let the call wait for
-        it.
+        """Asks for an engine that takes these sizes too, which `narrow` does not; gives it back only where another call
+        has brought it meanwhile, or where the settings let the call wait for it.
         """
         if self.settings.rebuild == "never":
             return None
         with self.lock:
+            if slot.engine is not narrow:
+                return slot.engine
             if self.widest is not None:
                 log.debug("%s: %s, and %s", self.name, error, self.widest)
                 return None

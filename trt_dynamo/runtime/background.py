@@ -10,12 +10,12 @@ from __future__ import annotations
 import atexit
 import collections
 import logging
-import os
 import threading
 import time
 from collections.abc import Callable
 
 from trt_dynamo import shutdown
+from trt_dynamo.processes import renewed_in_children
 
 log = logging.getLogger(__name__)
 
@@ -80,13 +80,6 @@ def prepare_for_the_end() -> None:
     # At each first build, not at import. Registering again moves it behind what others have registered since.
     atexit.unregister(end)
     atexit.register(end)
-    if not forks_known:
-        forks_known.append(True)
-        if hasattr(os, "register_at_fork"):
-            os.register_at_fork(after_in_child=forget)
-
-
-forks_known: list[bool] = []
 
 
 def end() -> None:
@@ -102,6 +95,7 @@ def end() -> None:
         wait_for_builds(PATIENCE)
 
 
+@renewed_in_children
 def forget() -> None:
     """In a forked process there is no thread that builds: it starts with nothing to do."""
     global builds
