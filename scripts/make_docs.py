@@ -79,12 +79,12 @@ def values(kind: Any, rule: Rule) -> str:
     if kind is int:
         bounds = f" from {rule.low} to {rule.high}" if rule.high is not None else f", {rule.low} or more"
         return "a size" if rule.unit else f"a whole number{bounds}"
-    return "a folder"
+    return "a text" if kind is str else "a folder"
 
 
 def shown(default: Any, rule: Rule) -> str:
     """A default as one would write it."""
-    if default is None or default == ():
+    if default is None or default in ((), ""):
         return "none"
     if isinstance(default, bool):
         return f"`{int(default)}`"

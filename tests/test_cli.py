@@ -92,7 +92,14 @@ def store() -> Store:
 
 @pytest.mark.parametrize(
     "arguments",
-    ["", "info", "demo", "explain", "ops", "cache", "cache list", "cache clear", "cache verify"],
+    [
+        "",
+        "info",
+        "demo",
+        "explain",
+        "ops",
+        *(f"cache {c}".strip() for c in ("", "list", "stats", "verify", "prune", "clear", "export", "import")),
+    ],
 )
 def test_every_command_has_help(arguments: str) -> None:
     code, out, err = call(*arguments.split(), "--help")
@@ -229,7 +236,7 @@ def test_cache_verify_finds_and_removes_what_is_damaged(store: Store) -> None:
     assert "1 entry whole, 1 damaged" in out
     code, out, _ = call("cache", "verify", "--json")
     assert code == 0
-    assert json.loads(out) == {"folder": str(store.folder), "whole": 1, "damaged": []}
+    assert json.loads(out) == {"folder": str(store.folder), "whole": 1, "damaged": [], "refused": []}
 
 
 def test_cache_clear_removes_all(store: Store) -> None:

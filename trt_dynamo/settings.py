@@ -54,11 +54,13 @@ class Rule:
     item: str = ""  # what each item of a list must match,
     example: str = ""  # and what such an item looks like
     env_only: bool = False
+    secret: bool = False  # never printed
 
 
 def setting(default: Any, help: str, **rules: Any) -> Any:
     """A field of `Settings` with its `Rule`."""
-    return dataclasses.field(default=default, metadata={"rule": Rule(help, **rules)})
+    rule = Rule(help, **rules)
+    return dataclasses.field(default=default, repr=not rule.secret, metadata={"rule": rule})
 
 
 @dataclasses.dataclass(frozen=True)
@@ -103,6 +105,20 @@ class Settings:
     cache_size: int = setting(
         20 * 2**30, "the cache's largest size; the least recently used engines go first", unit="bytes"
     )
+    cache_remote: str | None = setting(
+        None,
+        "a cache behind the folder that many machines share: an fsspec URL such as `s3://bucket/engines` or a folder "
+        "(docs/cache.md)",
+    )
+    cache_remote_seconds: int = setting(
+        60, "how long a call waits for the remote cache before it builds, and the end of the program for uploads", low=1
+    )
+    cache_key_file: Path | None = setting(
+        None,
+        "a file with the secret key that entries of the cache are signed with; others are refused",
+        env_only=True,
+    )
+    cache_key: str = setting("", "the secret key itself, instead of a file", env_only=True, secret=True)
     targets: tuple[str, ...] = setting(
         (),
         "compute capabilities to build for ahead of time (TensorRT-RTX only), for example `8.6,8.9,12.0`; "
@@ -300,7 +316,9 @@ def convert(kind: Any, value: Any, rule: Rule) -> Any:
     if kind is int:
         return convert_number(value, rule)
     if not isinstance(value, str | os.PathLike):
-        raise TypeError("expected a folder's path")
+        raise TypeError("expected a text" if kind is str else "expected a folder's path")
+    if kind is str:
+        return str(os.fspath(value)).strip()
     return Path(value).expanduser().absolute()
 
 

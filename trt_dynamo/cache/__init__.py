@@ -7,6 +7,7 @@ cache, with one warning, and never the run; an error of the build itself passes 
 from __future__ import annotations
 
 import os
+import re
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
@@ -14,11 +15,13 @@ from pathlib import Path
 import platformdirs
 
 from trt_dynamo.cache.entry import Plan
+from trt_dynamo.cache.inventory import Entry
 from trt_dynamo.cache.key import digest, segment_key
-from trt_dynamo.cache.store import Entry, Store
+from trt_dynamo.cache.signing import signing_of
+from trt_dynamo.cache.store import Store
 from trt_dynamo.settings import Settings
 
-__all__ = ["Entry", "Plan", "Store", "digest", "get_or_build", "open_store", "segment_key"]
+__all__ = ["Entry", "Plan", "Store", "digest", "get_or_build", "open_store", "segment_key", "without_password"]
 
 
 def get_or_build(key: str, build: Callable[[], Plan], settings: Settings) -> tuple[Plan, bool]:
@@ -48,9 +51,10 @@ def get_or_build(key: str, build: Callable[[], Plan], settings: Settings) -> tup
 
 
 def open_store(settings: Settings) -> Store:
-    """The store that these settings name. The disk is first touched when it is used."""
+    """The store that these settings name. The disk is first touched when it is used, but for the file with the key."""
     folder = settings.cache_dir or default_folder()
-    return Store(folder.absolute(), settings.cache_size, readonly=settings.cache == "readonly")
+    readonly = settings.cache == "readonly"
+    return Store(folder.absolute(), settings.cache_size, readonly=readonly, signing=signing_of(settings))
 
 
 def default_folder() -> Path:
@@ -60,3 +64,8 @@ def default_folder() -> Path:
         return folder
     user = os.getuid() if hasattr(os, "getuid") else "user"
     return Path(tempfile.gettempdir(), f"trt_dynamo-{user}")
+
+
+def without_password(url: str) -> str:
+    """A URL as it may be printed."""
+    return re.sub(r"(://[^/@:]*):[^/@]*@", r"\1:***@", url)

@@ -11,30 +11,27 @@
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import errno
 import logging
 import os
-import re
 import shlex
 import shutil
 import stat
 import tempfile
-from collections.abc import Iterator, Sized
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import filelock
 
 from trt_dynamo.cache import entry
 from trt_dynamo.cache.disk import Damaged, delete, listing, sync_folder, why_untrusted
-from trt_dynamo.cache.entry import Plan
+from trt_dynamo.cache.entry import Plan, Record
+from trt_dynamo.cache.inventory import KEY, Entry, described, order, scan
+from trt_dynamo.cache.signing import Refused, Signing
 from trt_dynamo.settings import warn_once
 
 log = logging.getLogger(__name__)
 
-KEY = re.compile(r"[0-9a-f]{64}")
-SHARD = re.compile(r"[0-9a-f]{2}")
 TEMPORARY = ".tmp"
 BUILDS = ".builds"
 
@@ -45,77 +42,55 @@ BUILD_SECONDS = 900.0
 ELSEWHERE = "or set TRT_DYNAMO_CACHE_DIR to another folder"
 
 
-@dataclasses.dataclass(frozen=True)
-class Entry:
-    """One entry, for people. `created` and `used` are seconds since 1970; `damage` says why it is unusable, if so."""
-
-    key: str
-    size: int
-    created: int
-    used: float
-    manifest: dict[str, Any]
-    versions: dict[str, str]
-    damage: str = ""
-
-    @property
-    def version(self) -> str:
-        """The version of trt_dynamo that wrote the entry."""
-        return self.versions.get("trt-dynamo", "unknown")
-
-    @property
-    def summary(self) -> str:
-        """The manifest in a few words."""
-        if self.damage:
-            return f"damaged: {self.damage}"
-        counted = {name: self.manifest.get(name) for name in ("inputs", "outputs")}
-        return ", ".join(f"{len(value)} {name}" for name, value in counted.items() if isinstance(value, Sized))
-
-
-@dataclasses.dataclass(frozen=True)
-class Found:
-    """An entry as its file system shows it: bytes of all its files, nanoseconds of its last use."""
-
-    used: int
-    key: str
-    size: int
-    path: Path
-
-
 class Store:
     """The cache in `folder`, of at most `max_bytes`. Every method is safe across threads and processes."""
 
-    def __init__(self, folder: Path, max_bytes: int, *, readonly: bool = False) -> None:
+    def __init__(
+        self, folder: Path, max_bytes: int, *, readonly: bool = False, signing: Signing = entry.UNSIGNED
+    ) -> None:
         self.folder = Path(folder)
         self.max_bytes = max_bytes
         self.readonly = readonly
+        self.signing = signing
 
     def get(self, key: str) -> Plan | None:
         """The plan for `key`, which is now the most recently used; None when it is not there or of no use."""
+        record = self.record(key)
+        if record is None:
+            return None
+        if not self.readonly:
+            # A disk that became read-only still serves its plans.
+            with contextlib.suppress(OSError):
+                entry.touch(self.path(key))
+        return record.plan
+
+    def record(self, key: str) -> Record | None:
+        """The entry for `key`, with no note of its use; None when it is not there or of no use."""
         path = self.path(key)
         if not self.trusted():
             return None
         try:
-            plan = entry.read(path, key)
+            return entry.read(path, key, self.signing)
         except OSError:
             return None
+        except Refused as error:
+            self.refuse(error)
+            return None
         except Damaged:
-            again, _ = self.read_again(key)
-            if again is None:
-                return None
-            plan = again
-        if not self.readonly:
-            # A disk that became read-only still serves its plans.
-            with contextlib.suppress(OSError):
-                entry.touch(path)
-        return plan
+            return self.read_again(key)[0]
 
     def put(self, key: str, plan: Plan) -> bool:
-        """Stores the plan, in the place of an older one; evicts what was not used for longest. False: not stored.
+        """Stores a plan that was built now, as `put_record`."""
+        self.path(key)
+        return self.put_record(entry.recorded(key, plan, self.signing))
+
+    def put_record(self, record: Record) -> bool:
+        """Stores an entry, in the place of an older one; evicts what was not used for longest. False: not stored.
 
         Why not (a full disk, a folder that cannot be written or trusted, a plan larger than the whole cache) is warned
         about, once.
         """
-        path = self.path(key)
+        path = self.path(record.key)
         if self.readonly:
             return False
         try:
@@ -125,7 +100,7 @@ class Store:
                 if failure is not None:
                     raise failure
                 self.sweep()
-                return self.publish(path, key, plan)
+                return self.publish(path, record)
         except OSError as error:
             self.complain(error)
             return False
@@ -134,34 +109,35 @@ class Store:
         """All entries, the most recently used first. Plans are not read: see `verify`."""
         if not self.trusted():
             return []
-        result = []
-        for found in sorted(self.scan(), key=order, reverse=True):
-            header: dict[str, Any] = {}
-            damage = ""
-            try:
-                header = entry.read_header(found.path, found.key)
-            except OSError:
-                continue  # evicted meanwhile
-            except Damaged as error:
-                damage = str(error)
-            created, manifest, versions = (header.get(name) for name in ("created", "manifest", "versions"))
-            result.append(
-                Entry(found.key, found.size, created or 0, found.used / 1e9, manifest or {}, versions or {}, damage)
-            )
-        return result
+        found = sorted(scan(self.folder), key=order, reverse=True)
+        return [each for each in (described(one, self.signing) for one in found) if each is not None]
 
     def size(self) -> int:
         """The bytes in all entries."""
-        return sum(found.size for found in self.scan())
+        return sum(found.size for found in scan(self.folder))
+
+    def free_bytes(self) -> int | None:
+        """What the disk has left; None where it does not say, or the folder is not there yet."""
+        try:
+            return shutil.disk_usage(self.folder).free
+        except OSError:
+            return None
+
+    def remains(self) -> int:
+        """How many things lie in the folder for what is being written or was killed, at this moment."""
+        return len(listing(self.folder / TEMPORARY))
 
     def verify(self) -> list[tuple[str, str]]:
-        """Reads every plan and removes the damaged. Returns their keys, each with the reason."""
+        """Reads every plan and removes the damaged. Returns their keys, each with the reason.
+
+        Entries that are not signed with our key stay: somebody else's key may fit, and we never use them.
+        """
         bad = []
-        for found in self.scan() if self.trusted() else ():
+        for found in scan(self.folder) if self.trusted() else ():
             try:
-                entry.read(found.path, found.key)
-            except OSError:
-                continue  # evicted meanwhile
+                entry.read(found.path, found.key, self.signing)
+            except (OSError, Refused):
+                continue  # evicted meanwhile, or not ours to judge
             except Damaged:
                 _, reason = self.read_again(found.key)
                 if reason:
@@ -225,6 +201,8 @@ class Store:
 
     def refusal(self) -> str | None:
         """Why this folder is not used, with what mends it, or None. A folder that is not there yet is fine."""
+        if self.signing.problem:
+            return f"the engine cache is not used, since entries are to be signed and {self.signing.problem}"
         try:
             status = self.folder.stat()
         except FileNotFoundError:
@@ -291,13 +269,13 @@ class Store:
                 with contextlib.suppress(OSError):
                     lock.release()
 
-    def read_again(self, key: str) -> tuple[Plan | None, str]:
-        """What looked damaged, read once more while nobody writes. The plan, or why it was of no use and is removed."""
+    def read_again(self, key: str) -> tuple[Record | None, str]:
+        """Reads what looked damaged once more, while nobody writes: the entry, or why it was removed."""
         with contextlib.ExitStack() as stack:
             writable = not self.readonly and stack.enter_context(self.locked()) is None
             try:
-                return entry.read(self.path(key), key), ""
-            except OSError:
+                return entry.read(self.path(key), key, self.signing), ""
+            except (OSError, Refused):
                 return None, ""
             except Damaged as error:
                 reason = str(error)
@@ -308,19 +286,18 @@ class Store:
             )
             return None, reason
 
-    def publish(self, path: Path, key: str, plan: Plan) -> bool:
+    def publish(self, path: Path, record: Record) -> bool:
         """Writes the entry and renames it into place. The lock is held."""
         temporary = Path(tempfile.mkdtemp(dir=self.folder / TEMPORARY))
         try:
-            size = len(plan.data)
-            if size <= self.max_bytes:
-                size = entry.write(temporary, key, plan)
+            size = record.size
             if size > self.max_bytes:
                 warn_once(
                     f"an engine of {size:,} bytes is not cached: the engine cache holds {self.max_bytes:,} bytes; "
                     "set TRT_DYNAMO_CACHE_SIZE to more"
                 )
                 return False
+            entry.write(temporary, record)
             if os.path.lexists(path):
                 self.remove(path)
             self.evict(self.max_bytes - size)
@@ -333,7 +310,7 @@ class Store:
 
     def evict(self, max_bytes: int) -> list[str]:
         """Removes entries, the least recently used first, until at most `max_bytes` are left. The lock is held."""
-        found = sorted(self.scan(), key=order)
+        found = sorted(scan(self.folder), key=order)
         total = sum(each.size for each in found)
         gone = []
         for each in found:
@@ -367,13 +344,11 @@ class Store:
                     with contextlib.suppress(OSError):
                         path.unlink()
 
-    def scan(self) -> Iterator[Found]:
-        """Every entry, whole or damaged. What is not named like one of ours is not ours."""
-        for shard in listing(self.folder):
-            if SHARD.fullmatch(shard.name) and shard.is_dir(follow_symlinks=False):
-                for item in listing(Path(shard.path)):
-                    if KEY.fullmatch(item.name) and item.name.startswith(shard.name):
-                        yield measured(Path(item.path))
+    def refuse(self, error: Refused) -> None:
+        warn_once(
+            f"entries of the engine cache {self.folder} are refused, because a key is set and a plan is code: {error}. "
+            "Such engines are built again"
+        )
 
     def complain(self, error: OSError) -> None:
         reason = error.strerror or str(error)
@@ -381,19 +356,3 @@ class Store:
             f"the engine cache {self.folder} cannot be written ({reason}): engines are built again in every process. "
             f"Make it writable or free space on its disk, {ELSEWHERE}, or set TRT_DYNAMO_CACHE=off"
         )
-
-
-def order(found: Found) -> tuple[int, str]:
-    return found.used, found.key
-
-
-def measured(path: Path) -> Found:
-    """The size and the last use of an entry; an entry without a header was never used."""
-    size, used = 0, 0
-    for item in listing(path):
-        with contextlib.suppress(OSError):
-            status = item.stat(follow_symlinks=False)
-            size += status.st_size
-            if item.name == entry.HEADER:
-                used = status.st_mtime_ns
-    return Found(used, path.name, size, path)

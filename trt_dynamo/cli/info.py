@@ -99,9 +99,19 @@ def settings_in_force() -> dict[str, dict[str, Any]]:
     given, _ = read_env()
     settings = Settings(**given)
     return {
-        name: {"value": getattr(settings, name), "source": variable_of(name) if name in given else "default"}
-        for name in FIELDS
+        name: {"value": told(name, value), "source": variable_of(name) if name in given else "default"}
+        for name, value in ((name, getattr(settings, name)) for name in FIELDS)
     }
+
+
+def told(name: str, value: Any) -> Any:
+    """The value, without its secrets."""
+    from trt_dynamo.cache import without_password
+    from trt_dynamo.settings import rule_of
+
+    if name == "cache_remote" and value is not None:
+        return without_password(value)
+    return "(secret)" if value and rule_of(name).secret else value
 
 
 def problems() -> list[str]:
@@ -159,7 +169,7 @@ def show(name: str, value: Any) -> str:
     """A setting's value for a person to read; `-` where nothing is set."""
     from trt_dynamo.settings import rule_of
 
-    if value is None or value == ():
+    if value is None or value in ((), ""):
         return "-"
     if rule_of(name).unit == "bytes":
         return size(value)
