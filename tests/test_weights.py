@@ -196,6 +196,42 @@ def test_weights_as_inputs_build_one_engine_for_all() -> None:
     assert counts["engines_built"] + counts["cache_hits"] == 1
 
 
+class Odd(nn.Module):
+    """Weights that an engine reads where they lie, and others that it cannot: strided, unaligned, expanded, empty."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.turned = nn.Parameter(torch.randn(6, 6).t())
+        self.strided = nn.Parameter(torch.randn(6, 12)[:, ::2])
+        self.unaligned = nn.Parameter(torch.randn(37)[1:].view(6, 6))
+        self.wide = nn.Parameter(torch.randn(6, 1).expand(6, 6), requires_grad=False)
+        self.empty = nn.Parameter(torch.randn(0, 6))
+        self.plain = nn.Parameter(torch.randn(6, 6))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        y = torch.cat([x @ self.turned + x @ self.strided, self.empty])
+        return torch.tanh(y @ self.unaligned) + y @ self.wide + y @ self.plain
+
+
+@pytest.mark.parametrize("options", [{"weights": "inputs"}, {}], ids=str)
+def test_weights_that_lie_oddly(options: dict[str, Any]) -> None:
+    model, other = Odd(), Odd()
+    fast, fast_other = compiled(model, **options), compiled(other, **options)
+    with torch.no_grad():
+        for place in range(4):
+            for size in (3, 5, 3, 200, 3):
+                x = torch.randn(size, 6)
+                assert_same(fast(x), model(x))
+                assert_same(fast_other(x), other(x))
+            for weight in (model.turned, model.strided, model.unaligned, model.plain):
+                weight.data.mul_(1.1)
+            if place == 1:
+                model.plain.data, other.plain.data = other.plain.data, model.plain.data
+            if place == 2:
+                model.strided.data = torch.randn(6, 12)[:, 1::2]
+    assert report()["engine_calls"] >= 36
+
+
 def test_large_weights_are_inputs(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(runtime, "BAKED_AT_MOST", 6 * 6 * 4)
     model = Block()

@@ -153,9 +153,8 @@ def make_engine(
         return Plan(plan, manifest_of(network))
 
     if settings.runtime == "reference" and refit and tensorrt_module.why_no_refit() is not None:
-        return stand_in(
-            converted(), profiles_of(converted()), device
-        )  # no builder makes such a plan here; the stand-in needs none
+        # No builder makes such a plan here; the stand-in needs none.
+        return stand_in(converted(), profiles_of(converted()), device)
     started = time.perf_counter()
     plan, hit = get_or_build(key, build_plan, settings)
     spend("load_seconds" if hit else "build_seconds", time.perf_counter() - started)
@@ -167,6 +166,9 @@ def make_engine(
     else:
         engine = load_plan(plan.data, plan.manifest, device)
     engine.hit = hit
+    if weights is None:
+        names = placeholder_names(segment.module)
+        engine.take_weights([names.index(name) for name in segment.weights])
     return engine
 
 

@@ -10,7 +10,7 @@ import collections
 import dataclasses
 import math
 import threading
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -77,6 +77,8 @@ class Call:
         self.profile = profile
         self.shapes: dict[str, tuple[int, ...]] = {}
         self.results: list[tuple[int, ...]] | None = None
+        self.addresses: list[int] | None = None  # of the weights that it has been given,
+        self.others: list[Port] = []  # and what else each call must give it
         self.found: dict[str, FoundResult] = {}  # the results whose size the engine finds
 
 
@@ -96,6 +98,7 @@ class Engine:
         self.device = device
         names = {raw.get_tensor_name(i) for i in range(raw.num_io_tensors)}
         self.inputs = [port for port in map(Port.read, manifest["inputs"]) if port.name in names]
+        self.taken: list[Port] = []  # inputs that are weights
         self.outputs = [Port.read(entry) for entry in manifest["outputs"]]
         missing = [port.name for port in self.outputs if port.name not in names]
         if missing:
@@ -245,7 +248,8 @@ class Engine:
     def execute(self, call: Call, args: Sequence[Any], stream: int) -> tuple[torch.Tensor, ...]:
         context = call.context
         held = []  # what TensorRT reads must live until the work is enqueued
-        for port in self.inputs:
+        ports = self.ports_to_bind(call, args)
+        for port in ports:
             tensor = self.bindable(port, args[port.position])
             held.append(tensor)
             shape = tuple(tensor.shape)
@@ -256,6 +260,8 @@ class Engine:
                 call.shapes[port.name] = shape
                 call.results = None
             self.bind(context, port, tensor)
+        if self.taken and ports is self.inputs:
+            call.addresses = [args[port.position].data_ptr() for port in self.taken]
         if call.results is None:
             call.results = [tuple(context.get_tensor_shape(port.name)) for port in self.outputs]
         memory = [
@@ -271,6 +277,25 @@ class Engine:
             result = found if isinstance(found, torch.Tensor) else found.take(port.dtype)
             results.append(result.permute(port.inverse) if port.permuted else result)
         return tuple(results)
+
+    def take_weights(self, positions: Collection[int]) -> None:
+        """Says which arguments are weights, which lie where they lay at the last call unless their address says not."""
+        self.taken = [port for port in self.inputs if port.position in positions and not port.size]
+
+    def ports_to_bind(self, call: Call, args: Sequence[Any]) -> list[Port]:
+        """All inputs, or all but the weights that the context has already: a model has hundreds of them. One that
+        cannot be read where it lies is copied at each call.
+        """
+        if not self.taken:
+            return self.inputs
+        addresses = [args[port.position].data_ptr() for port in self.taken]
+        if addresses == call.addresses:
+            return call.others
+        read = [self.bindable(port, args[port.position]).data_ptr() for port in self.taken]
+        in_place = {port.name for port, *same in zip(self.taken, read, addresses, strict=True) if same[0] == same[1]}
+        call.others = [port for port in self.inputs if port.name not in in_place]
+        call.addresses = None  # until all of them are bound
+        return self.inputs
 
     def find(self, call: Call, port: Port, stream: int) -> FoundResult:
         """What gives memory to a result once the engine has found its size."""
