@@ -38,6 +38,7 @@ ALLOWED: dict[str, set[str]] = {
     "fingerprints": {"errors"},
     "weights": BASE | {"fingerprints"},
     "training": BASE,
+    "wrappers": set(),
     "aten_converters": BASE | {"profiles", "operators"},
     "lowering": BASE | {"profiles", "operators", "host_scalars"},
     "lowering.decompositions": BASE | {"profiles", "operators", "aten_converters"},

@@ -11,6 +11,7 @@ import hashlib
 import inspect
 import logging
 import time
+import weakref
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -39,8 +40,13 @@ from trt_dynamo.runtime import SegmentModule
 from trt_dynamo.runtime.engine import Engine, load_plan
 from trt_dynamo.settings import Settings, warn_once
 from trt_dynamo.training import needs_gradients, train
+from trt_dynamo.wrappers import DATA_PARALLEL, in_data_parallel
 
 log = logging.getLogger(__name__)
+
+# The copies of weights that networks hold, by digest: the segments of a model, and its engines for other sizes, share
+# one. Nobody writes to them; what is to be refitted has copies of its own.
+COPIES: weakref.WeakValueDictionary[tuple[str, tuple[int, ...]], torch.Tensor] = weakref.WeakValueDictionary()
 
 Ranges = Mapping[sympy.Symbol, Range]
 
@@ -124,11 +130,12 @@ def make_engine(
         WeightsMoved: the weights are no longer `unchanged`, so nothing was stored under their digests.
     """
     given = dict(zip(segment.weights, weights, strict=True)) if weights is not None else {}
+    digests = {name: digest(tensor) for name, tensor in given.items()} if not refit else {}
     key = segment_key(
         segment.module,
         ranges=ranges,
         hot=hot,
-        weights=dict.fromkeys(given, "refit") if refit else {name: digest(tensor) for name, tensor in given.items()},
+        weights=dict.fromkeys(given, "refit") if refit else digests,
         settings=settings,
         platform=platform_of(device, settings),
         converters=converters_version(segment),
@@ -137,9 +144,13 @@ def make_engine(
     @functools.cache
     def converted() -> ConvertedNetwork:
         # Copies: TensorRT reads them while it builds, when the model may train on.
-        copies = {name: tensor.detach().clone() for name, tensor in given.items()}
+        shared = {name: COPIES.get((digests.get(name, ""), tensor.stride())) for name, tensor in given.items()}
+        made = {name: tensor.detach().clone() for name, tensor in given.items() if shared[name] is None}
         if not refit and not unchanged():
             raise WeightsMoved(f"the weights of {segment.name} changed while its engine was built")
+        if not refit:
+            COPIES.update({(digests[name], tensor.stride()): tensor for name, tensor in made.items()})
+        copies = {**made, **{name: tensor for name, tensor in shared.items() if tensor is not None}}
         return convert(segment.module, copies, ranges, refit=refit)
 
     def profiles_of(network: ConvertedNetwork) -> list[Profile]:
@@ -198,13 +209,23 @@ def why_eager(inputs: Sequence[Any], settings: Settings) -> str | None:
     if missing is None and settings.runtime != "reference" and not any(is_cuda(i) for i in inputs):
         missing = "no input of the graph is on a CUDA device"
     if missing is None:
-        return None
+        return why_not_here(settings)
     if settings.strict or settings.runtime == "tensorrt":
         raise TrtDynamoError(f"no engine can run here: {missing}")
     warn_once(
         f"the model runs in eager: {missing}. (runtime=reference evaluates engines' networks without a GPU, slowly.)"
     )
     return missing
+
+
+def why_not_here(settings: Settings) -> str | None:
+    """Why no engine is made for this caller, though engines can run."""
+    if not in_data_parallel():
+        return None
+    if settings.strict:
+        raise TrtDynamoError(DATA_PARALLEL)
+    warn_once(DATA_PARALLEL)
+    return "torch.nn.DataParallel"
 
 
 def is_cuda(value: Any) -> bool:
