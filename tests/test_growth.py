@@ -17,7 +17,7 @@ import torch
 from torch import nn
 
 from tests.compiled import assert_same, compiled
-from trt_dynamo import backend, shutdown
+from trt_dynamo import backend, explain, shutdown
 from trt_dynamo.build import build
 from trt_dynamo.cache import open_store
 from trt_dynamo.errors import BuildError
@@ -31,7 +31,7 @@ ROOT = Path(__file__).parent.parent
 PRELUDE = """
 import os, signal, sys, threading, time
 import torch
-from trt_dynamo import backend, shutdown
+from trt_dynamo import backend, explain, shutdown
 from trt_dynamo.runtime import wait_for_builds
 
 build = backend.build
@@ -388,3 +388,26 @@ def test_n_sizes_cost_log_n_builds() -> None:
         call(fast, size)
     assert report()["eager_calls"] == 0
     assert report()["engines_built"] <= 1 + 5  # from 64 on: 128, 256, 512, 1024, 2048
+
+
+def test_explain_and_the_log_say_why_each_engine_was_built(caplog: pytest.LogCaptureFixture) -> None:
+    net = Net()
+    fast = compiled(net, dynamic=True, rebuild_after=0)
+    with caplog.at_level("INFO", "trt_dynamo.reports"):
+        call(fast, 5)
+        call(fast, 200)
+        with torch.no_grad():
+            net.linear.weight.mul_(2)
+        call(fast, 5)
+        call(fast, 5)
+    reasons = [build["reason"] for build in report()["builds"]]
+    assert reasons[:2] == ["new graph", "a size outside the profile"]
+    assert reasons[2:] in ([], ["the weights changed"])  # a refit needs no further engine
+    told = [line for line in caplog.messages if ": built in" in line or ": loaded" in line]
+    assert len(told) == len(reasons)
+    assert all(reason in line for reason, line in zip(reasons, told, strict=True))
+    assert "of shape (200, 3, 6) is outside the profile" in told[1]
+    explanation = explain(net, torch.randn(2, 3, 6))
+    assert [build.reason for build in explanation.builds] == reasons
+    assert all(line in str(explanation) for line in told)
+    assert [build["reason"] for build in explanation.as_dict()["builds"]] == reasons

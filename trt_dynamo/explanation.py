@@ -18,6 +18,7 @@ from trt_dynamo.lowering import Lowered, lower
 from trt_dynamo.lowering.lengths import keeps_lengths
 from trt_dynamo.partition import Segment, Verdict, partition
 from trt_dynamo.profiles import Sizes
+from trt_dynamo.reports import Build, builds_so_far
 from trt_dynamo.settings import Settings
 
 
@@ -26,7 +27,8 @@ class Explanation:
     """What `explain` found. `segments` are the engines to be (each with its `nodes`); `converted` counts the nodes in
     them; `eager` are the verdicts (`node`, `target`, `reason`, `source`) on the others; `graphs` counts Dynamo's
     graphs, `breaks` says what Dynamo left to eager before any graph was made; `cuts` names the engines whose range of
-    sizes was cut because a tensor would be too large."""
+    sizes was cut because a tensor would be too large; `builds` are the engines that this process has made so far, for
+    whatever model, each with the reason for it."""
 
     segments: tuple[Segment, ...]
     converted: int
@@ -35,6 +37,7 @@ class Explanation:
     broken: tuple[str, ...] = ()
     breaks: tuple[str, ...] = ()
     cuts: tuple[str, ...] = ()
+    builds: tuple[Build, ...] = ()
 
     def __str__(self) -> str:
         total, engines, graphs = self.converted + len(self.eager), len(self.segments), self.graphs
@@ -56,6 +59,9 @@ class Explanation:
         lines += list(self.cuts)
         lines += [f"graph not lowered: {reason}" for reason in self.broken]
         lines += [f"not traced by Dynamo: {reason}" for reason in self.breaks]
+        if self.builds:
+            lines.append("engines of this process so far:")
+        lines += [f"  {build}" for build in self.builds]
         return "\n".join(lines)
 
     def as_dict(self) -> dict[str, Any]:
@@ -68,6 +74,7 @@ class Explanation:
             "broken": list(self.broken),
             "breaks": list(self.breaks),
             "cuts": list(self.cuts),
+            "builds": [dataclasses.asdict(build) for build in self.builds],
         }
 
 
@@ -129,6 +136,7 @@ def explain(
         tuple(broken),
         breaks=tuple(breaks),
         cuts=tuple(f"{s.name}: {note}" for s in renamed if (note := cut_of(s, settings))),
+        builds=builds_so_far(),
     )
 
 

@@ -118,6 +118,12 @@ def report() -> dict[str, Any]:
         return result
 
 
+def builds_so_far() -> tuple[Build, ...]:
+    """The engines that `report()["builds"]` lists."""
+    with LOCK:
+        return tuple(builds)
+
+
 def reset_report() -> None:
     """Sets every counter back to zero."""
     with LOCK:
