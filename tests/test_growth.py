@@ -279,6 +279,26 @@ def test_a_wider_engine_that_cannot_be_built(error: Exception, rebuild: str, mon
     assert type(error).__name__ in counts["builds"][1]["error"]
 
 
+def test_one_size_that_cannot_grow_leaves_the_others_free(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[int] = []
+
+    def no_long_rows(converted: Any, profile: Any, *args: Any, **keywords: Any) -> bytes:
+        if any(largest[1] > 100 for _, _, largest in profile.values()):
+            asked.append(1)
+            raise BuildError("too long")
+        return build(converted, profile, *args, **keywords)
+
+    monkeypatch.setattr(backend, "build", no_long_rows)
+    net = Net()
+    fast = compiled(net, dynamic=True)
+    with torch.no_grad():
+        for rows, length in [(5, 4), (5, 200), (300, 9), (299, 8), (6, 300), (7, 200), (1000, 5), (9, 210)]:
+            x = torch.randn(rows, length, 6)
+            assert_same(fast(x), net(x))
+    assert report()["eager_calls"] == 4 and report()["engine_calls"] == 4
+    assert len(asked) == 1
+
+
 @pytest.mark.parametrize("compile", ["sync", "background"])
 @pytest.mark.parametrize("error", ERRORS, ids=lambda e: type(e).__name__)
 def test_a_first_engine_that_cannot_be_built(error: Exception, compile: str, monkeypatch: pytest.MonkeyPatch) -> None:

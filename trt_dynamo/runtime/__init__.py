@@ -103,7 +103,7 @@ class SegmentModule(torch.nn.Module):
         self.why_no_refit = why_no_refit
         self.why_no_inputs: str | None = None  # why no engine takes the weights as inputs
         self.broken: str | None = None
-        self.widest: str | None = None  # why the ranges grow no more
+        self.refused: list[tuple[Ranges, str]] = []  # ranges that no engine takes, and why
         self.failure: Exception | None = None  # of a build in the background, for `strict`
         forget_in_children(self)
 
@@ -292,10 +292,11 @@ class SegmentModule(torch.nn.Module):
         with self.lock:
             if slot.engine is not narrow:
                 return slot.engine
-            if self.widest is not None:
-                log.debug("%s: %s, and %s", self.name, error, self.widest)
-                return None
             wider = self.sizes.grown(self.ranges, args)
+            why_not = next((why for ranges, why in self.refused if includes(wider, ranges)), None)
+            if why_not is not None:
+                log.debug("%s: %s, and %s", self.name, error, why_not)
+                return None
             if wider == self.ranges and not self.outdated(slot):
                 log.debug("%s: %s, and no range can grow", self.name, error)
                 return None
@@ -389,7 +390,8 @@ class SegmentModule(torch.nn.Module):
         if engine.built_for == self.ranges:
             return False
         log.warning("%s: larger sizes stay in eager, no engine takes them: %s", self.name, error)
-        self.ranges, self.widest = engine.built_for, str(error)
+        self.refused.append((self.ranges, str(error)))
+        self.ranges = engine.built_for
         return True
 
     def give_up(self, error: Exception, *, in_background: bool = False) -> None:
@@ -403,6 +405,11 @@ class SegmentModule(torch.nn.Module):
         self.slots.clear()
         self.likely.clear()
         self.shared = None
+
+
+def includes(wide: Ranges, narrow: Ranges) -> bool:
+    """Whether all sizes of the one lie in the other."""
+    return all(s in wide and wide[s].min <= span.min and span.max <= wide[s].max for s, span in narrow.items())
 
 
 def takes_inputs(weights: Sequence[Any], settings: Settings) -> bool:
