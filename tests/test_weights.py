@@ -232,6 +232,18 @@ def test_weights_that_lie_oddly(options: dict[str, Any]) -> None:
     assert report()["engine_calls"] >= 36
 
 
+def test_weights_made_anew_for_each_call() -> None:
+    model = Block()
+    fast = compiled(model)
+    x = torch.randn(3, 6)
+    for place in range(12):
+        weights = {name: value.detach() + place for name, value in model.state_dict().items()}
+        with torch.no_grad():
+            assert_same(torch.func.functional_call(fast, weights, x), torch.func.functional_call(model, weights, x))
+    counts = report()
+    assert counts["engine_calls"] == 12 and counts["engines_built"] + counts["cache_hits"] <= 5
+
+
 def test_large_weights_are_inputs(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(runtime, "BAKED_AT_MOST", 6 * 6 * 4)
     model = Block()

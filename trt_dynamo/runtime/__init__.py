@@ -98,7 +98,8 @@ class SegmentModule(torch.nn.Module):
         self.slots: dict[tuple[int, ...], Slot] = {}
         self.likely: dict[int, Slot] = {}  # by the first weight: which slot a call will need
         self.shared: Slot | None = None  # for weights as inputs, and for more sets of them than get their own engines
-        self.moved: set[tuple[int, ...]] = set()  # sets whose memory was freed
+        self.moved: set[tuple[int, ...]] = set()  # sets whose memory was freed,
+        self.fleeting = 0  # and how many of them hardly got to use their engines
         self.refits = False  # engines are built so that their weights can be changed
         self.why_no_refit = why_no_refit
         self.why_no_inputs: str | None = None  # why no engine takes the weights as inputs
@@ -195,7 +196,7 @@ class SegmentModule(torch.nn.Module):
         key = identity(tensors)
         slot = self.slots.get(key)
         if slot is None:
-            if len(self.slots) >= self.settings.max_weight_sets:
+            if len(self.slots) + self.fleeting >= self.settings.max_weight_sets:
                 why = f"more than max_weight_sets={self.settings.max_weight_sets} sets of weights; they are inputs"
                 return self.serve_shared(tensors, why, background)
             try:
@@ -272,6 +273,8 @@ class SegmentModule(torch.nn.Module):
         """Lets go of the engine of weights whose memory is gone, perhaps with their model."""
         slot = self.slots.pop(key, None)
         if slot is not None:
+            # As made anew for each call, by `functional_call` for instance: no engine of their own is worth it.
+            self.fleeting += slot.served < 2
             for first, each in list(self.likely.items()):
                 if each is slot:
                     self.likely.pop(first, None)
