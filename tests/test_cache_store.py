@@ -17,7 +17,7 @@ from typing import Any
 import filelock
 import pytest
 
-from tests.cache_cases import DAMAGES, PLAN, Builder, Warned, flip, key, settings
+from tests.cache_cases import DAMAGES, PLAN, Builder, Warned, flip, key, reseal, settings
 from trt_dynamo.cache import Plan, Store, entry, get_or_build, open_store, store
 from trt_dynamo.cache.disk import Damaged
 from trt_dynamo.settings import Settings
@@ -386,6 +386,70 @@ class TestSize:
             assert [path.name for path in (cache.folder / ".builds").iterdir()] == [key(8)]
         assert list((cache.folder / ".tmp").iterdir()) == []
         assert list((cache.folder / ".builds").iterdir()) == []
+
+    @pytest.mark.parametrize("ahead", [25 * 3600, 10 * 365 * 24 * 3600, 2**33])
+    def test_a_time_of_use_in_the_future_says_nothing(self, cache: Store, one: int, warned: Warned, ahead: int) -> None:
+        """As after a clock that was wrong: such an entry is served, does not outlive all others, and heals by use."""
+        for number in (1, 2, 3):
+            cache.put(key(number), PLAN)
+        for number in (2, 3):
+            os.utime(cache.path(key(number)) / "entry.json", (time.time() + ahead, time.time() + ahead))
+        assert cache.get(key(2)) == PLAN
+        assert {each.key for each in cache.entries() if not each.used} == {key(3)}
+        cache.max_bytes = 3 * one + 9
+        assert cache.put(key(4), PLAN)
+        assert [number for number in range(1, 5) if cache.record(key(number))] == [1, 2, 4]
+
+    def test_another_machine_s_clock_may_be_a_little_ahead(self, cache: Store, one: int, warned: Warned) -> None:
+        for number in (1, 2):
+            cache.put(key(number), PLAN)
+        os.utime(cache.path(key(1)) / "entry.json", (time.time() + 3600, time.time() + 3600))
+        assert cache.prune(one) == [key(2)]
+
+    @pytest.mark.parametrize("now", [0, 10**9, 2**32, 2**35])
+    def test_whatever_the_clock_says(
+        self, cache: Store, one: int, warned: Warned, monkeypatch: pytest.MonkeyPatch, now: int
+    ) -> None:
+        cache.put(key(1), PLAN)
+        monkeypatch.setattr(time, "time", lambda: float(now))
+        monkeypatch.setattr(time, "time_ns", lambda: now * 10**9)
+        cache.max_bytes = 2 * one + 9
+        for number in (1, 2, 3, 4):
+            assert get_or_build(key(number), lambda: PLAN, settings(cache)) == (PLAN, number == 1)
+            assert get_or_build(key(number), lambda: PLAN, settings(cache)) == (PLAN, True)
+        assert cache.size() <= cache.max_bytes
+
+    def test_entries_of_an_older_version_take_room_and_nothing_else(
+        self, cache: Store, one: int, warned: Warned
+    ) -> None:
+        for number in (1, 2):
+            cache.put(key(number), PLAN)
+        reseal(format=0, layout="another")(cache.path(key(1)))
+        (cache.path(key(1)) / "engine").write_bytes(PLAN.data)
+        assert "its format is 0" in {each.key: each.damage for each in cache.entries()}[key(1)]
+        cache.max_bytes = 2 * one + 9
+        assert get_or_build(key(3), lambda: PLAN, settings(cache)) == (PLAN, False)
+        assert get_or_build(key(3), lambda: PLAN, settings(cache)) == (PLAN, True)
+        assert not cache.path(key(1)).exists()
+        warned.never()
+
+    @pytest.mark.parametrize("code", [errno.EMFILE, errno.ENFILE, errno.ESTALE])
+    def test_what_cannot_be_read_just_now_is_not_damaged(
+        self, cache: Store, warned: Warned, monkeypatch: pytest.MonkeyPatch, code: int
+    ) -> None:
+        cache.put(key(1), PLAN)
+        honest = os.open
+
+        def fails(path: Any, flags: int, *arguments: Any, **keywords: Any) -> int:
+            if not flags & os.O_CREAT:
+                raise OSError(code, os.strerror(code), path)
+            return honest(path, flags, *arguments, **keywords)
+
+        with monkeypatch.context() as patch:
+            patch.setattr(os, "open", fails)
+            assert cache.get(key(1)) is None
+            assert cache.verify() == []
+        assert cache.get(key(1)) == PLAN
 
     def test_prune_and_clear(self, cache: Store, one: int, warned: Warned) -> None:
         for number in (1, 2, 3, 4):

@@ -12,6 +12,9 @@ from pathlib import Path
 # What file systems that cannot sync a folder say.
 UNSYNCABLE = (errno.EINVAL, errno.EBADF, errno.ENOTSUP)
 
+# These say nothing of the file: this process has too much open, or the file was replaced on a disk behind a network.
+PASSING = (errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ESTALE, errno.EINTR)
+
 
 class Damaged(Exception):
     """An entry is there and cannot be used; the text is the reason."""
@@ -35,6 +38,7 @@ def read_file(path: Path, expected: int | None = None) -> bytes:
 
     Raises:
         Damaged: it is missing, no plain file, not ours, of another size, or cannot be read.
+        OSError: it may be whole, and cannot be read now.
     """
     # Neither follow a link out of the cache nor wait for the other end of a pipe.
     flags = os.O_RDONLY | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)
@@ -49,6 +53,8 @@ def read_file(path: Path, expected: int | None = None) -> bytes:
                 raise Damaged(f"{path.name} has {status.st_size} bytes, not {expected}")
             return file.read()
     except OSError as error:
+        if error.errno in PASSING:
+            raise
         raise Damaged(f"{path.name} cannot be read: {error.strerror}") from None
 
 

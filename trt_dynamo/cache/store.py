@@ -280,10 +280,11 @@ class Store:
             except Damaged as error:
                 reason = str(error)
             removed = writable and self.remove(self.path(key))
-            outcome = "removed" if removed else "left where it is, since it cannot be removed"
-            log.warning(
-                "the entry %s of the engine cache %s is unusable and was %s: %s", key, self.folder, outcome, reason
-            )
+            text = f"the entry {key} of the engine cache {self.folder} is unusable and was"
+            if removed:
+                log.warning("%s removed: %s", text, reason)
+            else:
+                warn_once(f"{text} left where it is, since it cannot be removed: {reason}")
             return None, reason
 
     def publish(self, path: Path, record: Record) -> bool:
@@ -298,8 +299,8 @@ class Store:
                 )
                 return False
             entry.write(temporary, record)
-            if os.path.lexists(path):
-                self.remove(path)
+            if os.path.lexists(path) and not self.remove(path):
+                raise OSError(errno.EACCES, f"the old entry {path} cannot be removed")
             self.evict(self.max_bytes - size)
             path.parent.mkdir(mode=0o700, exist_ok=True)
             os.rename(temporary, path)
