@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import random
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -22,11 +22,11 @@ SMALL = 0.3
 THREADS = 8
 
 
-@pytest.fixture(autouse=True)
-def dynamo() -> Iterator[None]:
-    """Recurrent layers reach the backend, and as many graphs as sizes of 0 and 1 make (torch's limit is 8)."""
-    with torch._dynamo.config.patch(allow_rnn=True, recompile_limit=64):
-        yield
+def open_limits() -> Any:
+    """Recurrent layers reach the backend, and as many graphs as sizes of 0 and 1 make (torch's limit is 8). Holds in the
+    thread that enters it.
+    """
+    return torch._dynamo.config.patch(allow_rnn=True, recompile_limit=64)
 
 
 def capturing(yes: bool) -> Any:
@@ -60,10 +60,11 @@ def compare(actual: Any, expected: Any, sizes: Any) -> None:
 
 
 def drive(stream: Stream, net: Any, fast: Any, draw: random.Random, requests: int, scale: float) -> None:
-    for _ in range(requests):
-        sizes = stream.sizes(draw, scale=scale)
-        arguments = stream.arguments(sizes)
-        compare(answer(fast, arguments), answer(net, arguments), sizes)
+    with open_limits():
+        for _ in range(requests):
+            sizes = stream.sizes(draw, scale=scale)
+            arguments = stream.arguments(sizes)
+            compare(answer(fast, arguments), answer(net, arguments), sizes)
 
 
 @pytest.mark.parametrize(
