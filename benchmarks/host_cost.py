@@ -96,12 +96,15 @@ def measure_check(count: int, check: Check) -> None:
     """The whole look at the weights of a call: the slot's guess, the begin before the engine, the answer after it."""
     device = "cuda" if torch.cuda.is_available() else "cpu"
     tensors = [torch.nn.Parameter(torch.randn(4, device=device)) for _ in range(count)]
-    slot = Slot(WeightSet(tensors, check))
+    weights = WeightSet(tensors, check)
+    slot = Slot(weights)
     likely = {id(tensors[0]): slot}
 
     def look() -> bool:
         found = likely[id(tensors[0])]
-        return found.holds(found.begin(), tensors)
+        held = weights.snapshot
+        found.begin(held)
+        return found.holds(held, tensors)
 
     assert look()
     print(f"check of {count} weights, {check}, on {device}: {microseconds(look):.1f} us")

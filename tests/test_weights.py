@@ -12,12 +12,12 @@ import torch
 from torch import nn
 
 from tests.compiled import assert_same, compiled
-from trt_dynamo import backend, runtime
+from trt_dynamo import backend
 from trt_dynamo.aten_converters import convert
 from trt_dynamo.cache import digest
 from trt_dynamo.errors import BuildError, EngineError, Unsupported
 from trt_dynamo.reports import report
-from trt_dynamo.runtime import Engine, wait_for_builds
+from trt_dynamo.runtime import Engine, slots, wait_for_builds
 from trt_dynamo.weights import STEPS, WeightSet
 
 
@@ -234,7 +234,7 @@ def test_weights_that_lie_oddly(options: dict[str, Any]) -> None:
 
 def test_weights_made_anew_for_each_call() -> None:
     model = Block()
-    fast = compiled(model)
+    fast: Any = compiled(model)
     x = torch.randn(3, 6)
     for place in range(12):
         weights = {name: value.detach() + place for name, value in model.state_dict().items()}
@@ -245,7 +245,7 @@ def test_weights_made_anew_for_each_call() -> None:
 
 
 def test_large_weights_are_inputs(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(runtime, "BAKED_AT_MOST", 6 * 6 * 4)
+    monkeypatch.setattr(slots, "BAKED_AT_MOST", 6 * 6 * 4)
     model = Block()
     fast = compiled(model)
     x = torch.randn(3, 6)
@@ -381,7 +381,7 @@ def test_optimizer_steps_of_others_are_a_doubt_only() -> None:
     weights = WeightSet(tensors, "observed")
 
     def holds() -> bool:
-        return weights.holds(weights.begin(), tensors)
+        return weights.holds(weights.snapshot, tensors)
 
     assert holds()
     STEPS.stepped()

@@ -128,12 +128,10 @@ class WeightSet:
         self.dead = True
         self.on_death()
 
-    def begin(self) -> Snapshot:
-        """What the weights are compared with, in `holds`, after the engine was started; called before it is."""
-        snapshot = self.snapshot
+    def begin(self, begun: Snapshot) -> None:
+        """To be called before the engine is started, and `holds` afterwards."""
         if self.check == "always":
-            snapshot.reader.record()
-        return snapshot
+            begun.reader.record()
 
     def holds(self, begun: Snapshot, tensors: Sequence[torch.Tensor]) -> bool:
         """Whether the engine's answer is one for these weights: nothing points to a change since the snapshot that the

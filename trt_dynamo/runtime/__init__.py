@@ -24,7 +24,7 @@ from trt_dynamo.profiles import Range, Sizes
 from trt_dynamo.reports import Build, count, noted
 from trt_dynamo.runtime.background import run_in_background, wait_for_builds
 from trt_dynamo.runtime.engine import Engine, OutsideProfile
-from trt_dynamo.runtime.slots import Slot
+from trt_dynamo.runtime.slots import Slot, takes_inputs
 from trt_dynamo.settings import Settings
 from trt_dynamo.weights import Check, WeightSet, identity
 
@@ -37,10 +37,6 @@ WEIGHTS_CHANGED = "the weights changed"
 RANGE_GROWN = "a size outside the profile"
 BEING_BUILT = "the engine is being built"
 CAPTURED = "a CUDA graph is being captured, whose replays would not see that a weight changed"
-
-# With `weights=auto`, weights of more bytes than this are not copied into an engine, nor read at each call to see
-# whether they changed: the engine takes them as inputs.
-BAKED_AT_MOST = 2**30
 
 # How often a call starts an engine anew because the weights changed under it, before eager answers.
 ATTEMPTS = 3
@@ -115,11 +111,11 @@ class SegmentModule(torch.nn.Module):
         slot, reason = self.first_guess(tensors)
         attempts = 0
         while slot is not None and slot.ready:
-            begun = slot.begin()
-            engine = slot.engine
-            if engine is None:  # another call has found it unfit in this moment
+            if slot.fitted is None:  # another call has found it unfit in this moment
                 reason = BEING_BUILT
                 break
+            engine, held = slot.fitted
+            slot.begin(held)
             try:
                 results = engine(args)
             except OutsideProfile as error:
@@ -134,7 +130,7 @@ class SegmentModule(torch.nn.Module):
                 reason = "the engine failed"
                 break
             # After the engine was started, so that its own work hides the cost.
-            if slot.holds(begun, tensors):
+            if slot.holds(held, tensors):
                 slot.served += 1
                 count("engine_calls")
                 return results
@@ -216,11 +212,12 @@ class SegmentModule(torch.nn.Module):
             except Unsupported as error:
                 return None, str(error)
             if changed:
+                had = slot.engine is not None
                 slot.note_change()
-                if slot.engine is not None and not slot.engine.refittable:
+                if had and slot.engine is None:
                     self.note_change()
-                    slot.engine = None
-                slot.stale = slot.engine is not None
+            elif slot.engine is not None and not slot.stale:
+                slot.put(slot.engine)  # the same, elsewhere perhaps
         if slot.engine is not None or slot.building:
             return slot, BEING_BUILT
         slot.calm += 1
@@ -250,9 +247,9 @@ class SegmentModule(torch.nn.Module):
                 "%s: its engine is rebuilt after each change, since it cannot be refitted: %s", self.name, error
             )
             self.refits, self.why_no_refit = False, str(error)
-            slot.engine, slot.stale, slot.calm = None, False, 0
+            slot.fitted, slot.calm = None, 0
             return False
-        slot.stale = False
+        slot.put(slot.engine)
         count("refits")
         return True
 
@@ -362,10 +359,8 @@ class SegmentModule(torch.nn.Module):
         engine.built_for = ranges
         with self.lock:
             slot.building = False
-            if refit:
-                slot.engine, slot.stale = engine, True
-            elif weights is None or weights.snapshot.content == content:
-                slot.engine, slot.stale = engine, False
+            if refit or weights is None or weights.snapshot.content == content:
+                slot.put(engine, stale=refit)
 
     def goes_on(self, slot: Slot, error: Exception, *, refit: bool) -> bool:
         """Whether there is another way after a build that failed. With `strict`, a bug of ours is an error all the
@@ -413,13 +408,6 @@ class SegmentModule(torch.nn.Module):
 def includes(wide: Ranges, narrow: Ranges) -> bool:
     """Whether all sizes of the one lie in the other."""
     return all(s in wide and wide[s].min <= span.min and span.max <= wide[s].max for s, span in narrow.items())
-
-
-def takes_inputs(weights: Sequence[Any], settings: Settings) -> bool:
-    """Whether the engine takes the weights, given as fake tensors, as inputs. So does one that has none."""
-    if not weights or settings.weights == "inputs":
-        return True
-    return settings.weights == "auto" and sum(w.numel() * w.element_size() for w in weights) > BAKED_AT_MOST
 
 
 __all__ = ["Engine", "OutsideProfile", "SegmentModule", "wait_for_builds"]

@@ -7,30 +7,48 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 
 from trt_dynamo.runtime.engine import Engine
+from trt_dynamo.settings import Settings
 from trt_dynamo.weights import Snapshot, WeightSet
 
 RESTLESS = 4
 
+# With `weights=auto`, weights of more bytes than this are not copied into an engine, nor read at each call to see
+# whether they changed: the engine takes them as inputs.
+BAKED_AT_MOST = 2**30
+
 
 @dataclasses.dataclass(eq=False)
 class Slot:
-    """The place of one engine. `weights` are those baked into it, None where it takes them as inputs, or has none."""
+    """The place of one engine. `weights` are those baked into it, None where it takes them as inputs, or has none.
+
+    `fitted` is the engine and what was seen of the weights that it has, in one piece: a call that is about to use the
+    engine must not take a newer look at the weights for the engine's own. None instead of the look: it has others.
+    """
 
     weights: WeightSet | None
-    engine: Engine | None = None
-    stale: bool = False  # the engine has other weights: it must be refitted before it is used
+    fitted: tuple[Engine, Snapshot | None] | None = None
     calm: int = 0  # calls since the weights last changed
     building: bool = False
     served: int = 0  # calls that the engine answered since it was refitted
     wasted: int = 0  # refits in a row after which it answered no second call
 
     @property
+    def engine(self) -> Engine | None:
+        return self.fitted[0] if self.fitted is not None else None
+
+    @property
+    def stale(self) -> bool:
+        """Whether the engine has other weights: it must be refitted before it is used."""
+        return self.fitted is not None and self.weights is not None and self.fitted[1] is None
+
+    @property
     def ready(self) -> bool:
-        return self.engine is not None and not self.stale
+        return self.fitted is not None and not self.stale
 
     @property
     def restless(self) -> bool:
@@ -39,14 +57,29 @@ class Slot:
         """
         return self.wasted >= RESTLESS and self.calm == 0
 
+    def put(self, engine: Engine, *, stale: bool = False) -> None:
+        """Puts in an engine that has the weights of the set's last snapshot, or others."""
+        self.fitted = (engine, None if stale or self.weights is None else self.weights.snapshot)
+
     def note_change(self) -> None:
+        """The weights are others now. An engine that can follow becomes stale, another one is let go."""
         self.wasted = self.wasted + 1 if self.served < 2 else 0
         self.calm = self.served = 0
+        engine = self.engine
+        self.fitted = (engine, None) if engine is not None and engine.refittable else None
 
-    def begin(self) -> Snapshot | None:
-        """To be called before the engine is started, and handed to `holds` afterwards."""
-        return None if self.weights is None else self.weights.begin()
+    def begin(self, held: Snapshot | None) -> None:
+        """To be called before the engine is started, for `holds` afterwards."""
+        if held is not None and self.weights is not None:
+            self.weights.begin(held)
 
-    def holds(self, begun: Snapshot | None, tensors: Sequence[torch.Tensor]) -> bool:
-        """Whether the answer that began so is one for these weights."""
-        return begun is None or (self.weights is not None and self.weights.holds(begun, tensors))
+    def holds(self, held: Snapshot | None, tensors: Sequence[torch.Tensor]) -> bool:
+        """Whether an answer of an engine that has these weights is one for the tensors."""
+        return self.weights is None or (held is not None and self.weights.holds(held, tensors))
+
+
+def takes_inputs(weights: Sequence[Any], settings: Settings) -> bool:
+    """Whether the engine takes the weights, given as fake tensors, as inputs. So does one that has none."""
+    if not weights or settings.weights == "inputs":
+        return True
+    return settings.weights == "auto" and sum(w.numel() * w.element_size() for w in weights) > BAKED_AT_MOST
