@@ -1,22 +1,24 @@
-"""The engine cache. In: a segment's key and a function that builds its plan. Out: the plan, from disk if it is there.
+"""The engine cache. In: a segment's key and a function that builds its plan. Out: the plan, from the disk or the
+remote tier where it is there.
 
-Nothing here knows TensorRT: a plan is bytes with a description. A disk that is full, read-only or not trusted costs the
-cache, with one warning, and never the run; an error of the build itself passes through untouched.
+Nothing here knows TensorRT: a plan is bytes with a description. A disk that is full, read-only or not trusted, and a
+remote that fails, cost the cache, with one warning, and never the run; an error of the build itself passes through
+untouched.
 """
 
 from __future__ import annotations
 
 import os
-import re
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
 import platformdirs
 
-from trt_dynamo.cache.entry import Plan
+from trt_dynamo.cache.entry import Plan, recorded
 from trt_dynamo.cache.inventory import Entry
 from trt_dynamo.cache.key import digest, segment_key
+from trt_dynamo.cache.remote import open_remote, without_password
 from trt_dynamo.cache.signing import signing_of
 from trt_dynamo.cache.store import Store
 from trt_dynamo.settings import Settings
@@ -27,8 +29,9 @@ __all__ = ["Entry", "Plan", "Store", "digest", "get_or_build", "open_store", "se
 def get_or_build(key: str, build: Callable[[], Plan], settings: Settings) -> tuple[Plan, bool]:
     """The plan for `key`, and whether it came from the cache.
 
-    Another process that builds the same key is waited for, within bounds. The manifest comes back as JSON gives it
-    (tuples are lists, keys are strings), from a build as from the cache, so that a hit is never different from a miss.
+    Another process that builds or fetches the same key is waited for, within bounds. The manifest comes back as JSON
+    gives it (tuples are lists, keys are strings), from a build as from the cache, so that a hit is never different from
+    a miss.
 
     Raises:
         TypeError: `build` gave a manifest that JSON cannot hold.
@@ -40,14 +43,22 @@ def get_or_build(key: str, build: Callable[[], Plan], settings: Settings) -> tup
     wanted = settings.cache != "refresh"
     if wanted and (plan := store.get(key)) is not None:
         return plan, True
+    # Without the key for signatures there is no cache at all.
+    remote = None if store.signing.problem else open_remote(settings)
     if store.readonly:
-        return build().as_stored(), False
+        record = remote.get(key, store.signing) if remote is not None else None
+        return (build().as_stored(), False) if record is None else (record.plan, True)
     with store.building(key) as waited:
         if wanted and waited and (plan := store.get(key)) is not None:
             return plan, True
-        plan = build().as_stored()
-        store.put(key, plan)
-    return plan, False
+        if wanted and remote is not None and (record := remote.get(key, store.signing)) is not None:
+            store.put_record(record)
+            return record.plan, True
+        record = recorded(key, build().as_stored(), store.signing)
+        store.put_record(record)
+        if remote is not None:
+            remote.put(record)
+    return record.plan, False
 
 
 def open_store(settings: Settings) -> Store:
@@ -64,8 +75,3 @@ def default_folder() -> Path:
         return folder
     user = os.getuid() if hasattr(os, "getuid") else "user"
     return Path(tempfile.gettempdir(), f"trt_dynamo-{user}")
-
-
-def without_password(url: str) -> str:
-    """A URL as it may be printed."""
-    return re.sub(r"(://[^/@:]*):[^/@]*@", r"\1:***@", url)
