@@ -1,7 +1,9 @@
 """What a call through the backend costs the host, over a backend that does nothing.
 
 With an execution context that computes nothing, on a GPU where there is one: what remains is Dynamo's guards,
-AOTAutograd's wrapper and our own work. Also times the weight check alone. Usage: python benchmarks/host_cost.py [model ...]
+AOTAutograd's wrapper and our own work. Also times the weight check alone.
+
+Usage: python -m benchmarks.host_cost [model ...]
 """
 
 from __future__ import annotations
@@ -64,7 +66,7 @@ def nothing(module: torch.fx.GraphModule, _: Any) -> Callable[..., Any]:
 
 
 # On the CPU the caller's own thread reads the weights, which would be all that is seen.
-WAYS: dict[str, dict[str, str]] = {
+WAYS: dict[str, dict[str, Any]] = {
     "always": {},
     "observed": {"weights_check": "observed"},
     "frozen": {"weights": "frozen"},
@@ -80,12 +82,12 @@ def measure(name: str, device: str) -> None:
     with torch.no_grad():
         floor = microseconds(lambda: idle(*args))
     costs = []
+    fixed: dict[str, Any] = {"runtime": "reference", "cache": "off", "strict": True, "min_segment_nodes": 1}
     for way, options in WAYS.items():
         if way == "always" and device == "cpu":
             continue
         torch._dynamo.reset()
-        options = {"runtime": "reference", "cache": "off", "strict": True, "min_segment_nodes": 1, **options}
-        ours = torch.compile(model, backend="tensorrt", options=options)
+        ours = torch.compile(model, backend="tensorrt", options={**fixed, **options})
         with torch.no_grad(), idle_contexts():
             cost = microseconds(lambda run=ours: run(*args))  # type: ignore[misc]
         costs.append(f"{way} {cost - floor:+.1f}")
@@ -103,7 +105,7 @@ def idle_contexts() -> Iterator[None]:
             call.context = IdleContext(call.context)
         return call
 
-    Engine.take = take  # type: ignore[method-assign]
+    Engine.take = take  # type: ignore[assignment, method-assign]
     yield
     Engine.take = original  # type: ignore[method-assign]
 
