@@ -161,6 +161,52 @@ class TestCommands:
         assert "error: " in err or "1 entry whole" in out
         assert content(cache.folder) == before
 
+    @pytest.mark.parametrize("command", ["prune", "clear", "import", "verify", "list", "stats", "export"])
+    def test_a_disk_that_may_only_be_read(
+        self, cache: Store, other: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, command: str
+    ) -> None:
+        filled(cache, 1, 2)
+        export_entries(filled(other, 3), tmp_path / "in", [key(3)])
+        (cache.path(key(1)) / "plan").write_bytes(b"x" * 1000)
+        before = content(cache.folder)
+        honest = {name: getattr(os, name) for name in ("open", "mkdir", "rename", "unlink", "rmdir", "utime")}
+
+        def readonly(name: str) -> Callable[..., Any]:
+            def call(path: Any, *arguments: Any, **keywords: Any) -> Any:
+                if cache.folder in Path(path).parents and (name != "open" or arguments[0] & os.O_CREAT):
+                    raise OSError(30, "Read-only file system", str(path))
+                return honest[name](path, *arguments, **keywords)
+
+            return call
+
+        with monkeypatch.context() as patch:
+            for name in honest:
+                patch.setattr(os, name, readonly(name))
+            given = {"prune": ["--max-size", "0"], "import": [str(tmp_path / "in")], "export": [str(tmp_path / "out")]}
+            code, out, err = call(command, *given.get(command, []))
+        assert code == (0 if command in ("list", "stats") else 1)
+        assert content(cache.folder) == before
+        expected = {
+            "prune": "Read-only file system",
+            "clear": "Read-only file system",
+            "import": "could not be stored",
+            "verify": "1 entry whole, 1 damaged",
+            "export": "exported 1 entry",
+            "list": "2 entries",
+            "stats": str(cache.folder),
+        }
+        assert expected[command] in out + err
+
+    @pytest.mark.parametrize("command", ["list", "stats", "verify", "prune", "clear", "export FILE", "import FILE"])
+    def test_a_cache_that_others_can_write_is_refused(self, cache: Store, tmp_path: Path, command: str) -> None:
+        filled(cache, 1)
+        cache.folder.chmod(0o777)
+        code, out, err = call(*command.replace("FILE", str(tmp_path / "archive")).split())
+        assert (code, out) == (1, "")
+        assert "chmod 700" in err
+        cache.folder.chmod(0o700)
+        assert len(cache.entries()) == 1
+
     def test_what_cannot_be_removed_is_told(self, cache: Store, monkeypatch: pytest.MonkeyPatch) -> None:
         filled(cache, 1)
         monkeypatch.setattr(Store, "remove", lambda *_: False)
