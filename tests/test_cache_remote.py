@@ -205,6 +205,26 @@ class TestSharing:
         machines.ask("a", Builder())
         assert [path.name for path in (tmp_path / "shared").iterdir()] == [f"{key(1)}.engine"]
 
+    def test_what_killed_processes_left_in_a_folder_goes(self, tmp_path: Path, warned: Warned) -> None:
+        shared = tmp_path / "shared"
+        shared.mkdir()
+        old, new = (shared / f"{key(1)}.engine.{name}.tmp" for name in ("old", "new"))
+        for path in (old, new, shared / "notes.tmp"):
+            path.write_text("half")
+            os.utime(path, (1, 1)) if path != new else None
+        Machines(tmp_path, str(shared)).ask("a", Builder())
+        assert sorted(path.name for path in shared.iterdir()) == [f"{key(1)}.engine", new.name, "notes.tmp"]
+
+    def test_a_full_shared_folder(self, tmp_path: Path, warned: Warned, monkeypatch: pytest.MonkeyPatch) -> None:
+        def full(*_: Any) -> None:
+            raise OSError(28, "No space left on device")
+
+        machines = Machines(tmp_path, str(tmp_path / "shared"))
+        monkeypatch.setattr(os, "replace", full)
+        assert machines.ask("a", Builder()) == FIRST
+        warned.once("No space left on device")
+        assert list((tmp_path / "shared").iterdir()) == []
+
     def test_through_torch_compile(self, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, s3: str) -> None:
         import torch
 
@@ -342,6 +362,20 @@ ERRORS = [
 ]
 
 
+@pytest.mark.parametrize(
+    ("url", "shown"),
+    [
+        ("s3://bucket/engines", "s3://bucket/engines"),
+        ("ftp://me:secret@host/engines", "ftp://me:***@host/engines"),
+        ("ftp://me:sec@ret:x@host:21/a:b@c", "ftp://me:***@host:21/a:b@c"),
+        ("ftp://me@host:21/x", "ftp://me@host:21/x"),
+        ("/mnt/shared", "/mnt/shared"),
+    ],
+)
+def test_a_url_is_shown_without_its_password(url: str, shown: str) -> None:
+    assert remote.without_password(url) == shown
+
+
 class TestFailure:
     """Whatever the remote does, the model gets its plan, in time, with one warning."""
 
@@ -416,7 +450,9 @@ class TestFailure:
         each = remote.open_remote(settings)
         assert each is not None
         assert each.finish()
-        assert 1 <= Strange.calls.count("write") <= 2
+        assert Strange.calls.count("write") == 2
+        assert strange.ask("a", lambda: PLAN, 9) == (PLAN, False)
+        assert Strange.calls.count("write") == 3, "and then it goes on"
 
     @pytest.mark.parametrize(
         ("url", "gone", "parts"),
@@ -468,6 +504,39 @@ def build_and_end(folder: str, url: str) -> None:
     for number in (1, 2):
         settings = Settings(cache_dir=Path(folder), cache_remote=url, cache="refresh")
         get_or_build(key(number), lambda: PLAN, settings)
+
+
+FORKING = """
+import os, sys, test_cache_remote as t
+t.build_and_end(sys.argv[1], sys.argv[2])
+t.remote.finish_uploads()
+child = os.fork()
+if not child:
+    status = 1
+    try:
+        settings = t.Settings(cache_dir=t.Path(sys.argv[1] + " of the fork"), cache_remote=sys.argv[2])
+        found = [t.get_or_build(t.key(number), t.never, settings) for number in (1, 2)]
+        t.get_or_build(t.key(3), lambda: t.PLAN, settings)
+        t.remote.finish_uploads()
+        status = 0 if found == [(t.PLAN, True)] * 2 else 2
+    finally:
+        os._exit(status)
+sys.exit(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
+"""
+
+
+def test_a_fork_has_a_connection_of_its_own(s3: str, tmp_path: Path) -> None:
+    tests = Path(__file__).parent
+    path = os.pathsep.join([str(tests.parent), str(tests), os.environ.get("PYTHONPATH", "")])
+    done = subprocess.run(
+        [sys.executable, "-c", FORKING, str(tmp_path / "a"), s3],
+        env={**os.environ, "PYTHONPATH": path},
+        capture_output=True,
+        text=True,
+        timeout=200,
+    )
+    assert done.returncode == 0, done.stderr
+    assert Machines(tmp_path, s3).ask("b", never, 3) == (PLAN, True)
 
 
 def test_the_end_of_the_program_waits_for_uploads(s3: str, server: str, tmp_path: Path) -> None:

@@ -10,6 +10,7 @@ while.
 from __future__ import annotations
 
 import atexit
+import contextlib
 import dataclasses
 import functools
 import importlib
@@ -23,13 +24,14 @@ import time
 import uuid
 from collections.abc import Callable
 from concurrent.futures import Future, wait
+from pathlib import Path
 from typing import Any, TypeVar
 
 from trt_dynamo.cache.disk import Damaged
 from trt_dynamo.cache.entry import Record
 from trt_dynamo.cache.packing import packed, unpacked
 from trt_dynamo.cache.signing import Signing
-from trt_dynamo.settings import Settings
+from trt_dynamo.settings import Settings, warn_once
 
 log = logging.getLogger(__name__)
 
@@ -39,6 +41,9 @@ T = TypeVar("T")
 PAUSE_SECONDS = 300.0
 PENDING_BYTES = 2 * 2**30
 
+# After how long a file in a shared folder is no longer being written.
+LEFT_SECONDS = 24 * 3600.0
+
 EXTRA = "`pip install 'trt-dynamo[remote]'` brings fsspec and s3fs; other stores need their own package"
 
 
@@ -47,27 +52,38 @@ class Errands:
 
     def __init__(self, name: str) -> None:
         self.name = name
-        self.waiting: queue.SimpleQueue[tuple[Callable[[], Any], Future[Any]]] = queue.SimpleQueue()
+        self.waiting: queue.SimpleQueue[tuple[Callable[[], Any], Future[Any]] | None] = queue.SimpleQueue()
         self.lock = threading.Lock()
         self.thread: threading.Thread | None = None
 
     def add(self, run: Callable[[], T]) -> Future[T]:
-        with self.lock:
-            if self.thread is None:
-                self.thread = threading.Thread(target=self.work, name=self.name, daemon=True)
-                self.thread.start()
         future: Future[T] = Future()
+        try:
+            with self.lock:
+                if self.thread is None:
+                    thread = threading.Thread(target=self.work, name=self.name, daemon=True)
+                    thread.start()
+                    self.thread = thread
+        except RuntimeError as error:  # too many threads, or the interpreter is ending
+            future.set_exception(error)
+            return future
         self.waiting.put((run, future))
         return future
 
     def work(self) -> None:
-        while True:
-            run, future = self.waiting.get()
+        while (errand := self.waiting.get()) is not None:
+            run, future = errand
             try:
                 future.set_result(run())
-            except BaseException as error:  # noqa: BLE001  told to whoever waits for the future
+            except Exception as error:  # noqa: BLE001  told to whoever waits for the future
                 future.set_exception(error)
-            del run, future
+            except BaseException as error:  # noqa: BLE001  it must not end the waiting thread
+                future.set_exception(RuntimeError(repr(error)))
+            del errand, run, future
+
+    def end(self) -> None:
+        """Lets the thread end behind what is already to be done."""
+        self.waiting.put(None)
 
 
 class Unusable(Exception):
@@ -138,9 +154,13 @@ class Remote:
                 upload = self.writing.errands.add(functools.partial(self.upload, record))
                 self.pending[upload] = record.size
         if crowded:
-            self.fail(self.writing, TimeoutError("it takes engines more slowly than they are built"))
+            warn_once(
+                f"the remote cache {self.shown} takes engines more slowly than they are built: other machines do not "
+                "get all of this one's engines"
+            )
             return
-        finish_at_the_end()
+        with contextlib.suppress(RuntimeError):  # the end is here already
+            finish_at_the_end()
         upload.add_done_callback(self.uploaded)
 
     def fail(self, way: Way, error: BaseException, *, stuck: bool = False) -> None:
@@ -150,14 +170,16 @@ class Remote:
             known = way.warned or any(not other.open for other in (self.reading, self.writing) if other is not way)
             way.closed_until, way.warned = now + PAUSE_SECONDS, True
             if stuck:  # its thread may never come back
+                way.errands.end()
                 way.errands = Errands(way.errands.name)
             if isinstance(error, Unusable):
                 self.reading.closed_until = self.writing.closed_until = math.inf
+        reason = told(error).replace(self.url, self.shown)
         if isinstance(error, Unusable):
-            text = f"the remote cache {self.shown} is not used: {told(error)}"
+            text = f"the remote cache {self.shown} is not used: {reason}"
         else:
             later = f"it is tried again after {PAUSE_SECONDS / 60:.0f} minutes"
-            text = f"the remote cache {self.shown} cannot be {way.name} ({told(error)}): {way.consequence}; {later}"
+            text = f"the remote cache {self.shown} cannot be {way.name} ({reason}): {way.consequence}; {later}"
         log.log(logging.INFO if known else logging.WARNING, "%s", text)
 
     def finish(self, seconds: float | None = None) -> bool:
@@ -189,19 +211,10 @@ class Remote:
             return  # one before it has failed
         files, root = self.file_system()
         path, data = f"{root}/{record.key}.engine", packed(record)
-        if not is_local(files):
+        if is_local(files):
+            write_at_once(Path(path), data)
+        else:
             files.pipe_file(path, data)
-            return
-        # A folder has no objects that appear at once, so a name of its own first.
-        temporary = f"{path}.{uuid.uuid4().hex}.tmp"
-        files.makedirs(root, exist_ok=True)
-        try:
-            files.pipe_file(temporary, data)
-            os.replace(temporary, path)
-        except OSError:
-            if os.path.lexists(temporary):
-                os.unlink(temporary)
-            raise
 
     def file_system(self) -> tuple[Any, str]:
         """The file system and the path in it. fsspec keeps one for each thread.
@@ -226,6 +239,26 @@ class Remote:
             )  # fmt: skip
 
 
+def write_at_once(path: Path, data: bytes) -> None:
+    """Writes a file of a shared folder, whose content appears whole, and removes what killed processes left there.
+
+    Raises:
+        OSError: the disk refuses.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f"{path.name}.{uuid.uuid4().hex}.tmp")
+    try:
+        temporary.write_bytes(data)
+        os.replace(temporary, path)
+    finally:
+        with contextlib.suppress(OSError):
+            temporary.unlink()
+    for left in path.parent.glob(f"{path.name}.*.tmp"):
+        with contextlib.suppress(OSError):
+            if time.time() - left.stat().st_mtime > LEFT_SECONDS:
+                left.unlink()
+
+
 def is_local(files: Any) -> bool:
     protocol = files.protocol
     return "file" in ((protocol,) if isinstance(protocol, str) else protocol)
@@ -238,7 +271,7 @@ def told(error: BaseException) -> str:
 
 def without_password(url: str) -> str:
     """A URL as it may be printed."""
-    return re.sub(r"(://[^/@:]*):[^/@]*@", r"\1:***@", url)
+    return re.sub(r"(://[^/:]*):[^/]*@", r"\1:***@", url)
 
 
 def open_remote(settings: Settings) -> Remote | None:
