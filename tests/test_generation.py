@@ -47,8 +47,11 @@ def t5() -> Any:
 
 
 CASES = [
-    (gpt2, "static", "forward"), (llama, "static", "forward"), (t5, "static", "forward"), (gpt2, "dynamic", "forward"),
-    (llama, "dynamic", "generate"), (llama, "static", "generate"),
+    (llama, "static", "forward"),
+    *(pytest.param(*case, marks=pytest.mark.slow) for case in (
+        (gpt2, "static", "forward"), (t5, "static", "forward"), (gpt2, "dynamic", "forward"),
+        (llama, "dynamic", "generate"), (llama, "static", "generate"),
+    )),
 ]  # fmt: skip
 
 

@@ -82,7 +82,7 @@ ENDS: dict[str, tuple[str, int]] = {
 }
 
 
-@pytest.mark.parametrize("way", ENDS)
+@pytest.mark.parametrize("way", [w if w == "returns" else pytest.param(w, marks=pytest.mark.slow) for w in ENDS])
 def test_the_program_ends_during_a_build(way: str, tmp_path: Path) -> None:
     code, expected = ENDS[way]
     process = start(
@@ -96,6 +96,7 @@ def test_the_program_ends_during_a_build(way: str, tmp_path: Path) -> None:
     assert whole(tmp_path)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("hangs", ["threading.Event().wait()", "time.sleep(10**6)"])
 def test_the_program_ends_though_a_build_hangs(hangs: str, tmp_path: Path) -> None:
     process = start(
@@ -111,6 +112,7 @@ def test_the_program_ends_though_a_build_hangs(hangs: str, tmp_path: Path) -> No
     assert "Traceback" not in err and "Fatal" not in err, err
 
 
+@pytest.mark.slow
 def test_the_program_waits_for_a_step_that_cannot_be_called_off(tmp_path: Path) -> None:
     process = start(
         "def slow(*args, **keywords):\n"
@@ -126,6 +128,7 @@ def test_the_program_waits_for_a_step_that_cannot_be_called_off(tmp_path: Path) 
     assert "cannot be called off" in err and "Fatal" not in err, err
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("where", ["background", "sync"])
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_a_signal_during_a_build_ends_the_program(number: signal.Signals, where: str, tmp_path: Path) -> None:

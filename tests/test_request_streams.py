@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 import random
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Iterable
 from typing import Any
 
 import pytest
@@ -67,9 +68,16 @@ def drive(stream: Stream, net: Any, fast: Any, draw: random.Random, requests: in
             compare(answer(fast, arguments), answer(net, arguments), sizes)
 
 
-@pytest.mark.parametrize(
-    ("name", "rebuild"), [*((name, "sync") for name in STREAMS), ("MiniLM", "background"), ("attention", "background")]
-)
+# Of each kind one that takes seconds; the others take minutes on a small machine.
+QUICK = {("MiniLM", "background"), ("U-Net", "sync"), ("detector", "sync"), ("attention", "background")}
+
+
+def some_quick(names: Iterable[str], rebuilds: Iterable[str], quick: Collection[tuple[str, str]]) -> list[Any]:
+    cases = itertools.product(names, rebuilds)
+    return [pytest.param(*case, marks=() if case in quick else pytest.mark.slow) for case in cases]
+
+
+@pytest.mark.parametrize(("name", "rebuild"), some_quick(STREAMS, ["sync", "background"], QUICK))
 def test_every_answer_is_eagers(name: str, rebuild: str) -> None:
     stream = STREAMS[name]
     net = stream.model()
@@ -95,14 +103,7 @@ def test_every_answer_of_a_long_stream_is_eagers(name: str, rebuild: str, captur
 EIGHT = ["MiniLM", "U-Net", "detector", "LSTM, padded", "LSTM, packed"]
 
 
-@pytest.mark.parametrize(
-    ("name", "rebuild"),
-    [
-        *((name, "background") for name in EIGHT),
-        pytest.param("MiniLM", "sync", marks=pytest.mark.slow),
-        ("LSTM, padded", "sync"),
-    ],
-)
+@pytest.mark.parametrize(("name", "rebuild"), some_quick(EIGHT, ["sync", "background"], {("MiniLM", "background")}))
 def test_every_answer_to_eight_threads_is_eagers(name: str, rebuild: str) -> None:
     stream = STREAMS[name]
     net = stream.model()
@@ -170,7 +171,7 @@ LIMITED: dict[str, tuple[str, int, int, Callable[[int, int], tuple[int, ...]]]] 
 
 
 @pytest.mark.parametrize("seed", [0, *(pytest.param(seed, marks=pytest.mark.slow) for seed in range(1, 5))])
-@pytest.mark.parametrize("rebuild", ["sync", "background"])
+@pytest.mark.parametrize("rebuild", ["sync", pytest.param("background", marks=pytest.mark.slow)])
 @pytest.mark.parametrize("name", LIMITED)
 def test_fifty_sizes_cost_two_graphs_and_few_engines(name: str, rebuild: str, seed: int) -> None:
     key, batch, length, sizes_of = LIMITED[name]

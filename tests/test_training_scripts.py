@@ -136,7 +136,7 @@ def assert_equal(found: Any, wanted: Any, what: str) -> None:
         torch.testing.assert_close(got, want, rtol=1e-4, atol=1e-5, equal_nan=True, msg=lambda text: f"{what}: {text}")
 
 
-@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("seed", [0, *(pytest.param(seed, marks=pytest.mark.slow) for seed in range(1, 6))])
 @pytest.mark.parametrize(
     "options", [{}, {"weights": "inputs"}, {"rebuild": "background", "max_weight_sets": 1}], ids=str
 )

@@ -117,7 +117,7 @@ class Features(Dataset[Tensor]):
             return out
 
 
-@pytest.mark.parametrize("context", ["fork", "spawn"])
+@pytest.mark.parametrize("context", ["fork", pytest.param("spawn", marks=pytest.mark.slow)])
 def test_workers_of_a_data_loader(context: str) -> None:
     model = Net().eval()
     plain = copy.deepcopy(model)
@@ -237,7 +237,7 @@ def distributed(rank: int, size: int, file: str, order: str) -> None:
 
 
 @pytest.mark.parametrize("order", ["wrap, compile", "compile, wrap"])
-@pytest.mark.parametrize("size", [1, 2])
+@pytest.mark.parametrize("size", [1, pytest.param(2, marks=pytest.mark.slow)])
 def test_distributed_data_parallel(order: str, size: int, tmp_path: Path) -> None:
     context = multiprocessing.get_context("spawn")
     ranks = [context.Process(target=distributed, args=(r, size, f"{tmp_path}/store", order)) for r in range(size)]
