@@ -26,6 +26,10 @@ from trt_dynamo.runtime import SegmentModule, wait_for_builds
 ROOT = Path(__file__).parent.parent
 
 
+def test_a_child_answers_as_eager_does_and_ends() -> None:
+    assert run("t.plain(t.exit)") == "child\nparent\n"
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("end", ["exit", "_exit"])
 def test_children_answer_as_eager_does_and_end(end: str) -> None:
