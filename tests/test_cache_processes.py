@@ -22,9 +22,11 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+import fsspec  # type: ignore[import-untyped, unused-ignore]
 import pytest
 
-from trt_dynamo.cache import Plan, Store, get_or_build, open_store
+from trt_dynamo.cache import Plan, Store, entry, get_or_build, open_store
+from trt_dynamo.cache.packing import unpacked
 from trt_dynamo.settings import Settings, warn_once
 
 TESTS = Path(__file__).parent
@@ -66,6 +68,13 @@ def test_a_writer_killed_at_random_moments(tmp_path: Path) -> None:
     assert outcome["killed at work"] > 10
     assert outcome["looks"] == 50 * 5
     assert 0 < outcome["hits"] <= outcome["looks"]
+
+
+def test_uploaders_killed_at_random_moments(tmp_path: Path) -> None:
+    outcome = result(start("die_while_uploading", tmp_path, 30))
+    print("kill -9 during uploads:", outcome)  # noqa: T201
+    assert outcome["kills"] == 30
+    assert outcome["looks"] >= 30
 
 
 def test_eight_processes_that_start_at_once_build_each_engine_once(tmp_path: Path) -> None:
@@ -330,6 +339,38 @@ def die_at_random(base: str, rounds: str) -> None:
         assert store.size() <= store.max_bytes
     assert store.put(key(9), plan(9))
     assert list((store.folder / ".tmp").iterdir()) == []
+    assert warnings.texts == []
+    print(json.dumps(counts))  # noqa: T201
+
+
+def die_while_uploading(base: str, rounds: str) -> None:
+    """What lies in a shared folder is whole whenever its writers are killed."""
+    warnings = Warnings()
+    shared = Path(base, "shared")
+    random.seed(int(rounds))
+    fsspec.filesystem("file")  # loaded here, so that the forks come to their work
+
+    def write(process: int) -> None:
+        settings = Settings(cache_dir=Path(base, f"cache {process}"), cache_remote=str(shared), cache="refresh")
+        for turn in range(10**6):
+            get_or_build(key(turn % 3), functools.partial(plan, turn, 2_000_000), settings)
+
+    counts = dict.fromkeys(("kills", "looks", "left behind"), 0)
+    for _ in range(int(rounds)):
+        children = [forked(functools.partial(write, process)) for process in range(2)]
+        time.sleep(random.uniform(0.05, 0.2))
+        for child in children:
+            os.kill(child, signal.SIGKILL)
+        statuses = [os.waitpid(child, 0)[1] for child in children]
+        counts["kills"] += [os.WTERMSIG(status) for status in statuses] == [signal.SIGKILL] * 2
+        for path in shared.glob("*.engine"):
+            found = unpacked(path.read_bytes(), path.stem, entry.UNSIGNED).plan
+            assert found == plan(found.manifest["number"], 2_000_000)
+            counts["looks"] += 1
+    counts["left behind"] = len(list(shared.glob("*.tmp")))
+    settings = Settings(cache_dir=Path(base, "another"), cache_remote=str(shared))
+    there = [path.stem for path in shared.glob("*.engine")]
+    assert [get_or_build(name, lambda: plan(0), settings)[1] for name in there] == [True] * len(there)
     assert warnings.texts == []
     print(json.dumps(counts))  # noqa: T201
 
