@@ -16,10 +16,14 @@ from typing import Any
 
 import filelock
 import pytest
+import torch
 
+import trt_dynamo
 from tests.cache_cases import DAMAGES, PLAN, Builder, Warned, flip, key, reseal, settings
 from trt_dynamo.cache import Plan, Store, entry, get_or_build, open_store, store
 from trt_dynamo.cache.disk import Damaged
+from trt_dynamo.reports import reset_report
+from trt_dynamo.runtime.background import wait_for_builds
 from trt_dynamo.settings import Settings
 
 
@@ -606,6 +610,47 @@ class TestWaiting:
         assert [plan for plan, _ in results] == [PLAN] * 8
         assert sum(hit for _, hit in results) == 6
         assert len(built) == 2
+
+    @pytest.mark.parametrize("compiling", ["background", "sync"])
+    def test_while_another_builds_a_model_waits_or_runs_in_eager(
+        self, monkeypatch: pytest.MonkeyPatch, compiling: str
+    ) -> None:
+        monkeypatch.setenv("TRT_DYNAMO_RUNTIME", "reference")
+        model = torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.GELU(), torch.nn.Linear(8, 2)).eval()
+        x = torch.randn(3, 4)
+        there = open_store(Settings.from_env())
+
+        def answer(**options: Any) -> dict[str, int]:
+            torch._dynamo.reset()
+            fast = torch.compile(model, backend="tensorrt", options=options)
+            reset_report()
+            with torch.no_grad():
+                torch.testing.assert_close(fast(x), model(x))
+                first = trt_dynamo.report()
+                release.set()
+                assert wait_for_builds(60)
+                torch.testing.assert_close(fast(x), model(x))
+            return {"first": first["engine_calls"], "hits": trt_dynamo.report()["cache_hits"]}
+
+        release = threading.Event()
+        answer()
+        (built,) = [there.record(each.key) for each in there.entries()]
+        assert built is not None
+        there.clear()
+        release.clear()
+
+        def build_elsewhere() -> None:
+            with there.building(built.key):
+                started.set()
+                release.wait(2 if compiling == "sync" else 60)
+                assert there.put_record(built)
+
+        started = threading.Event()
+        other = threading.Thread(target=build_elsewhere)
+        other.start()
+        started.wait()
+        assert answer(compile=compiling) == {"first": int(compiling == "sync"), "hits": 1}
+        other.join()
 
     def test_the_wait_is_bounded(self, cache: Store, warned: Warned, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(store, "BUILD_SECONDS", 0.2)
