@@ -46,6 +46,8 @@ ALLOWED: dict[str, set[str]] = {
     "lowering.recording": BASE | {"profiles", "aten_converters"},
     # a node's verdict is its converter's own dry run
     "partition": BASE | {"profiles", "aten_converters", "host_scalars"},
+    # why the cache lacks an engine
+    "origins": {"cache", "settings"},
     "cache": BASE | {"profiles"},
     # it takes a ConvertedNetwork
     "build": BASE | {"processes", "profiles", "progress", "shutdown", "aten_converters"},

@@ -32,6 +32,7 @@ from trt_dynamo.graph_breaks import warn_if_recurrent_skipped
 from trt_dynamo.known_ranges import use_known_ranges
 from trt_dynamo.lowering import Lowered, lower
 from trt_dynamo.lowering.lengths import keeps_lengths
+from trt_dynamo.origins import Origin
 from trt_dynamo.partition import Segment, main_device, partition
 from trt_dynamo.profiles import Range
 from trt_dynamo.registration import release_shared_name, warn_if_taken
@@ -131,15 +132,14 @@ def make_engine(
     """
     given = dict(zip(segment.weights, weights, strict=True)) if weights is not None else {}
     digests = {name: digest(tensor) for name, tensor in given.items()} if not refit else {}
-    key = segment_key(
-        segment.module,
-        ranges=ranges,
-        hot=hot,
-        weights=dict.fromkeys(given, "refit") if refit else digests,
-        settings=settings,
-        platform=platform_of(device, settings),
-        converters=converters_version(segment),
-    )
+    key_of = functools.partial(segment_key, segment.module, ranges=ranges, hot=hot)
+    shaped_by: dict[str, Any] = {
+        "weights": dict.fromkeys(given, "refit") if refit else digests,
+        "settings": settings,
+        "platform": platform_of(device, settings),
+        "converters": converters_version(segment),
+    }
+    key, origin = key_of(**shaped_by), origin_of(key_of, **shaped_by)
 
     @functools.cache
     def converted() -> ConvertedNetwork:
@@ -161,7 +161,7 @@ def make_engine(
         first, *others = profiles_of(network)
         plan = build(network, first, settings, hot=others, label=segment.name, refit=refit)
         count("engines_built")
-        return Plan(plan, manifest_of(network))
+        return Plan(plan, {**manifest_of(network), "origin": origin.manifest()})
 
     if settings.runtime == "reference" and refit and tensorrt_module.why_no_refit() is not None:
         # No builder makes such a plan here; the stand-in needs none.
@@ -176,11 +176,26 @@ def make_engine(
         engine = stand_in(converted(), profiles_of(converted()), device)
     else:
         engine = load_plan(plan.data, plan.manifest, device)
-    engine.hit = hit
+    engine.hit, engine.made_otherwise = hit, "" if hit else origin.what_changed(settings)
+    origin.note()
     if weights is None:
         names = placeholder_names(segment.module)
         engine.take_weights([names.index(name) for name in segment.weights])
     return engine
+
+
+def origin_of(
+    key_of: Callable[..., str],
+    weights: Mapping[str, str],
+    settings: Settings,
+    platform: Mapping[str, str],
+    converters: str,
+) -> Origin:
+    """What the parts of a key say of an engine, for people: to tell why it is not the one that was stored before."""
+    graph = key_of(weights=dict.fromkeys(weights, "baked"), settings=Settings(), platform={}, converters="")
+    chosen = {f"setting {name}": str(value) for name, value in settings.engine_fields().items()}
+    content = hashlib.sha256("".join(weights.values()).encode()).hexdigest()
+    return Origin(graph, {**chosen, **platform, "converters": converters, "weights": content})
 
 
 def stand_in(network: ConvertedNetwork, profiles: Sequence[Profile], device: torch.device) -> Engine:

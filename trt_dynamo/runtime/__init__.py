@@ -33,6 +33,7 @@ log = logging.getLogger(__name__)
 Ranges = Mapping[sympy.Symbol, Range]
 
 NEW_GRAPH = "new graph"
+MADE_OTHERWISE = "the settings, the weights or TensorRT are others than before"
 WEIGHTS_CHANGED = "the weights changed"
 RANGE_GROWN = "a size outside the profile"
 BEING_BUILT = "the engine is being built"
@@ -344,6 +345,8 @@ class SegmentModule(torch.nn.Module):
                 baked = tensors if weights is not None else None
                 engine = self.make_engine(baked, ranges, hot, refit=refit, unchanged=unchanged)
                 build.hit = engine.hit
+                if build.reason == NEW_GRAPH and engine.made_otherwise:
+                    build.reason, build.detail = MADE_OTHERWISE, engine.made_otherwise
         except WeightsMoved:
             # A write during the build: the next call sees it too, and asks again.
             slot.building = False

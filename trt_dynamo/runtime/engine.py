@@ -111,6 +111,7 @@ class Engine:
         self.alignment = CUDA_ALIGNMENT if device.type == "cuda" else CPU_ALIGNMENT
         self.built_for: Mapping[Any, Any] = {}  # the ranges of sizes
         self.hit = False  # it came from the cache
+        self.made_otherwise = ""  # how the cache's engine of the same graph was made otherwise
         self.idle: dict[tuple[int, int], list[Call]] = collections.defaultdict(list)  # by stream and profile
         self.lock = threading.Lock()
         # Holds the place of an empty tensor, whose address would be null.
