@@ -21,14 +21,14 @@ def in_data_parallel() -> bool:
     codes = workers()
     frame: FrameType | None = sys._getframe(1)
     while frame is not None:
-        if frame.f_code in codes:
+        if any(frame.f_code is code for code in codes):  # Dynamo's own code may hold slices, and has no hash then
             return True
         frame = frame.f_back
     return False
 
 
-def workers() -> set[CodeType]:
+def workers() -> list[CodeType]:
     """The code that runs a replica: the functions inside of `parallel_apply`, in whose threads the replicas run."""
     from torch.nn.parallel.parallel_apply import parallel_apply
 
-    return {constant for constant in parallel_apply.__code__.co_consts if isinstance(constant, CodeType)}
+    return [constant for constant in parallel_apply.__code__.co_consts if isinstance(constant, CodeType)]
