@@ -13,11 +13,10 @@ import sympy
 import torch
 
 from trt_dynamo import log as tensorrt_log
-from trt_dynamo import shutdown
+from trt_dynamo import processes, shutdown
 from trt_dynamo import trt as tensorrt
 from trt_dynamo.aten_converters import ConvertedNetwork
 from trt_dynamo.errors import BuildError
-from trt_dynamo.processes import cannot_build
 from trt_dynamo.profiles import Range, dim_range
 from trt_dynamo.progress import progress
 from trt_dynamo.settings import Settings
@@ -56,8 +55,8 @@ def build(
     Raises:
         BuildError: TensorRT refused; the text ends with TensorRT's own words. Or this is a child that cannot build.
     """
-    if cannot_build:
-        raise BuildError(cannot_build[0])
+    if processes.cannot_build:
+        raise BuildError(processes.cannot_build[0])
     builder, network = converted.network.builder, converted.network.raw
     config = builder.create_builder_config()
     configure(config, settings)

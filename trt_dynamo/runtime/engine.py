@@ -80,6 +80,8 @@ class Call:
         self.addresses: list[int] | None = None  # of the weights that it has been given,
         self.others: list[Port] = []  # and what else each call must give it
         self.found: dict[str, FoundResult] = {}  # the results whose size the engine finds
+        # Of a call on the default stream: when its inputs are there, and when the engine is done.
+        self.events: tuple[torch.cuda.Event, torch.cuda.Event] | None = None
 
 
 class Engine:
@@ -117,6 +119,8 @@ class Engine:
         # Holds the place of an empty tensor, whose address would be null.
         self.placeholder = torch.zeros(CUDA_ALIGNMENT, dtype=torch.uint8, device=device)
         self.stream = torch.cuda.Stream(device) if device.type == "cuda" else None
+        self.default_stream = torch.cuda.default_stream(device) if device.type == "cuda" else None
+        self.index = -1 if self.stream is None else self.stream.device_index
         self.weights = [Weight.read(entry) for entry in manifest.get("weights", [])]
         self.refitter_factory = refitter_factory  # None: TensorRT's own
         self.weights_refit: Refit | None = None
@@ -153,8 +157,11 @@ class Engine:
         """
         if self.stream is None:
             return self.admitted(0, args)
+        # torch's own ways to ask for these make objects, which costs more than the rest of this function.
+        if torch._C._cuda_getDevice() == self.index:
+            return self.admitted(torch._C._cuda_getCurrentRawStream(self.index), args)
         with torch.cuda.device(self.device):
-            return self.admitted(torch.cuda.current_stream(self.device).cuda_stream, args)
+            return self.admitted(torch._C._cuda_getCurrentRawStream(self.index), args)
 
     @property
     def refittable(self) -> bool:
@@ -272,7 +279,7 @@ class Engine:
         for port, result in zip(self.outputs, memory, strict=True):
             if isinstance(result, torch.Tensor):
                 self.bind(context, port, result)
-        self.enqueue(context, stream)
+        self.enqueue(call, stream)
         results = []
         for port, found in zip(self.outputs, memory, strict=True):
             result = found if isinstance(found, torch.Tensor) else found.take(port.dtype)
@@ -313,17 +320,19 @@ class Engine:
         if not context.set_tensor_address(port.name, address):
             raise EngineError(f"TensorRT refused the address of {port.name}")
 
-    def enqueue(self, context: Any, stream: int) -> None:
+    def enqueue(self, call: Call, stream: int) -> None:
         """Starts the engine. TensorRT would synchronize on the default stream, so there a stream of ours takes turns
         with it; all memory belongs to the caller's stream, which waits for ours before it can reuse any."""
         with tensorrt_log.collected() as errors:
-            if self.stream is None or stream != 0:
-                done = context.execute_async_v3(stream)
+            if self.stream is None or self.default_stream is None or stream != 0:
+                done = call.context.execute_async_v3(stream)
             else:
-                default = torch.cuda.default_stream(self.device)
-                self.stream.wait_stream(default)
-                done = context.execute_async_v3(self.stream.cuda_stream)
-                default.wait_stream(self.stream)
+                call.events = before, after = call.events or (torch.cuda.Event(), torch.cuda.Event())
+                before.record(self.default_stream)
+                self.stream.wait_event(before)
+                done = call.context.execute_async_v3(self.stream.cuda_stream)
+                after.record(self.stream)
+                self.default_stream.wait_event(after)
         if not done:
             raise EngineError(f"TensorRT could not run the engine: {'; '.join(errors) or 'it gave no reason'}")
 
