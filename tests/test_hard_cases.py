@@ -319,8 +319,8 @@ def network_of(blocks: int, dynamic: bool, monkeypatch: pytest.MonkeyPatch) -> l
     """The kinds of the layers in the engine of a stack of blocks."""
     kinds: list[str] = []
 
-    def counted(*args: Any) -> Any:
-        made = convert(*args)
+    def counted(*args: Any, **keywords: Any) -> Any:
+        made = convert(*args, **keywords)
         kinds.extend(made.network.raw.get_layer(i).type.name for i in range(made.network.raw.num_layers))
         return made
 
