@@ -12,6 +12,7 @@ import torch
 from torch import nn
 
 from tests.compiled import assert_same, compiled
+from tests.test_weight_changes import Block
 from trt_dynamo import backend
 from trt_dynamo.aten_converters import convert
 from trt_dynamo.cache import digest
@@ -19,18 +20,6 @@ from trt_dynamo.errors import BuildError, EngineError, Unsupported
 from trt_dynamo.reports import report
 from trt_dynamo.runtime import Engine, slots, wait_for_builds
 from trt_dynamo.weights import STEPS, WeightSet
-
-
-class Block(nn.Module):
-    shift: torch.Tensor
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.linear = nn.Linear(6, 6)
-        self.register_buffer("shift", torch.randn(6))
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return torch.tanh(self.linear(x)) + self.shift
 
 
 def test_two_instances_of_a_class_get_their_own_answers() -> None:

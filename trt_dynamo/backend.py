@@ -139,7 +139,8 @@ def make_engine(
         "platform": platform_of(device, settings),
         "converters": converters_version(segment),
     }
-    key, origin = key_of(**shaped_by), origin_of(key_of, **shaped_by)
+    key = key_of(**shaped_by)
+    origin = functools.cache(lambda: origin_of(key_of, **shaped_by))  # only what the cache lacks asks for it
 
     @functools.cache
     def converted() -> ConvertedNetwork:
@@ -161,7 +162,7 @@ def make_engine(
         first, *others = profiles_of(network)
         plan = build(network, first, settings, hot=others, label=segment.name, refit=refit)
         count("engines_built")
-        return Plan(plan, {**manifest_of(network), "origin": origin.manifest()})
+        return Plan(plan, {**manifest_of(network), "origin": origin().manifest()})
 
     if settings.runtime == "reference" and refit and tensorrt_module.why_no_refit() is not None:
         # No builder makes such a plan here; the stand-in needs none.
@@ -176,8 +177,10 @@ def make_engine(
         engine = stand_in(converted(), profiles_of(converted()), device)
     else:
         engine = load_plan(plan.data, plan.manifest, device)
-    engine.hit, engine.made_otherwise = hit, "" if hit else origin.what_changed(settings)
-    origin.note()
+    engine.hit = hit
+    if not hit:
+        engine.made_otherwise = origin().what_changed(settings)
+        origin().note()
     if weights is None:
         names = placeholder_names(segment.module)
         engine.take_weights([names.index(name) for name in segment.weights])

@@ -99,7 +99,7 @@ class Snapshot:
 
 
 class WeightSet:
-    """The tensors that engines were built from; when the memory of one is freed, the set is `dead`, and says so.
+    """The tensors that engines were built from; when the memory of one is freed, the set says so to `on_death`.
 
     It holds their storages weakly, not the tensors: `torch.utils.swap_tensors` refuses tensors that have weak
     references.
@@ -110,7 +110,6 @@ class WeightSet:
     ) -> None:
         STEPS.watch()
         self.check = check
-        self.dead = False
         self.on_death = on_death
         self.references: list[Any] = []
         self.snapshot = self.take(tensors)
@@ -119,13 +118,12 @@ class WeightSet:
         """What there is to see now. The content is read last: a write meanwhile shows as a doubt later on."""
         steps, declared = STEPS.count, STEPS.declared
         pointers, versions = pointers_of(tensors), versions_of(tensors)
-        self.references = [weakref.ref(t.untyped_storage(), self.mark_dead) for t in tensors]
+        self.references = [weakref.ref(t.untyped_storage(), self.freed) for t in tensors]
         reader = Reader(tensors)
         reader.record()
         return Snapshot(pointers, versions, steps, declared, reader.read(tensors), reader)
 
-    def mark_dead(self, _: object) -> None:
-        self.dead = True
+    def freed(self, _: object) -> None:
         self.on_death()
 
     def begin(self, begun: Snapshot) -> None:
