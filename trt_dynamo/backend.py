@@ -16,7 +16,6 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import sympy
 import torch
 from torch._dynamo.exc import RestartAnalysis, SkipFrame
 from torch._subclasses.fake_tensor import unset_fake_temporarily
@@ -34,7 +33,7 @@ from trt_dynamo.lowering import Lowered, lower
 from trt_dynamo.lowering.lengths import keeps_lengths
 from trt_dynamo.origins import Origin
 from trt_dynamo.partition import Segment, main_device, partition
-from trt_dynamo.profiles import Range
+from trt_dynamo.profiles import Ranges
 from trt_dynamo.registration import release_shared_name, warn_if_taken
 from trt_dynamo.reports import count, spend
 from trt_dynamo.runtime import SegmentModule
@@ -48,8 +47,6 @@ log = logging.getLogger(__name__)
 # The copies of weights that networks hold, by digest: the segments of a model, and its engines for other sizes, share
 # one. Nobody writes to them; what is to be refitted has copies of its own.
 COPIES: weakref.WeakValueDictionary[tuple[str, tuple[int, ...]], torch.Tensor] = weakref.WeakValueDictionary()
-
-Ranges = Mapping[sympy.Symbol, Range]
 
 
 @keeps_lengths

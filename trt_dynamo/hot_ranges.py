@@ -14,7 +14,7 @@ from typing import Any
 import sympy
 import torch
 
-from trt_dynamo.profiles import Range, dim_of
+from trt_dynamo.profiles import Range, Ranges, dim_of
 
 # Of this many calls one is counted.
 EVERY = 16
@@ -24,8 +24,6 @@ REMEMBERED = 256
 SHARE = 1 / 8
 # With more symbols than this in a graph, only single ones and all together are looked at.
 COMBINED = 4
-
-Ranges = Mapping[sympy.Symbol, Range]
 
 
 class SeenSizes:

@@ -45,6 +45,9 @@ class Range:
         return self.min <= size <= self.max
 
 
+Ranges: TypeAlias = Mapping[sympy.Symbol, Range]
+
+
 def dim_of(size: Any) -> Dim:
     """A size of a fake tensor, or any SymInt, as an int or a sympy expression; never adds a guard."""
     if isinstance(size, torch.SymInt):

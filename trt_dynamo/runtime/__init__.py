@@ -9,10 +9,9 @@ from __future__ import annotations
 import functools
 import logging
 import threading
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
-import sympy
 import torch
 from torch.fx import GraphModule
 
@@ -20,7 +19,7 @@ from trt_dynamo import shutdown
 from trt_dynamo.errors import BuildError, EngineError, TrtDynamoError, Unsupported, WeightsMoved
 from trt_dynamo.hot_ranges import SeenSizes
 from trt_dynamo.processes import forget_in_children
-from trt_dynamo.profiles import Range, Sizes
+from trt_dynamo.profiles import Ranges, Sizes
 from trt_dynamo.reports import Build, count, noted
 from trt_dynamo.runtime.background import run_in_background, wait_for_builds
 from trt_dynamo.runtime.engine import Engine, OutsideProfile
@@ -29,8 +28,6 @@ from trt_dynamo.settings import Settings
 from trt_dynamo.weights import Check, WeightSet, identity
 
 log = logging.getLogger(__name__)
-
-Ranges = Mapping[sympy.Symbol, Range]
 
 NEW_GRAPH = "new graph"
 MADE_OTHERWISE = "the settings, the weights or TensorRT are others than before"

@@ -15,6 +15,7 @@ from trt_dynamo.runtime.engine import Engine
 from trt_dynamo.settings import Settings
 from trt_dynamo.weights import Snapshot, WeightSet
 
+# After so many refits in a row that served one call each, the next is put off.
 RESTLESS = 4
 
 # With `weights=auto`, weights of more bytes than this are not copied into an engine, nor read at each call to see
