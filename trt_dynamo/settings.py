@@ -171,6 +171,7 @@ class Settings:
     training: Training = setting(
         "eager", "what runs the graphs that a backward pass may follow: `eager`, or `inductor` compiles them"
     )
+    nvtx: bool = setting(False, "an NVTX range for each call of an engine, with its segment's name (docs/profiling.md)")
     progress: Progress = setting("auto", "progress bars for long builds: `auto` shows them on a terminal only")
 
     def __post_init__(self) -> None:

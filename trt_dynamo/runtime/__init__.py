@@ -21,6 +21,7 @@ from trt_dynamo.hot_ranges import SeenSizes
 from trt_dynamo.processes import forget_in_children
 from trt_dynamo.profiles import Ranges, Sizes
 from trt_dynamo.reports import Build, count, noted
+from trt_dynamo.runtime import profiling
 from trt_dynamo.runtime.background import run_in_background, wait_for_builds
 from trt_dynamo.runtime.engine import Engine, OutsideProfile
 from trt_dynamo.runtime.slots import Slot, takes_inputs
@@ -96,6 +97,7 @@ class SegmentModule(torch.nn.Module):
         self.fleeting = 0  # and how many of them hardly got to use their engines
         self.refits = False  # engines are built so that their weights can be changed
         self.why_no_refit = why_no_refit
+        self.nvtx = profiling.nvtx_wanted(settings)
         self.why_no_inputs: str | None = None  # why no engine takes the weights as inputs
         self.broken: str | None = None
         self.refused: list[tuple[Ranges, str]] = []  # ranges that no engine takes, and why
@@ -103,6 +105,12 @@ class SegmentModule(torch.nn.Module):
         forget_in_children(self)
 
     def forward(self, *args: Any) -> tuple[torch.Tensor, ...]:
+        if not self.nvtx and not profiling.wanted():
+            return self.answer(args)
+        with profiling.marked(self.name, self.nvtx):
+            return self.answer(args)
+
+    def answer(self, args: Sequence[Any]) -> tuple[torch.Tensor, ...]:
         if self.seen.wanted:
             self.seen.note(args)
         tensors = [args[i] for i in self.positions]
@@ -138,7 +146,10 @@ class SegmentModule(torch.nn.Module):
                 break
             slot, reason = self.slot_for(tensors)
         count("eager_calls", reason)
-        return tuple(self.eager.forward(*args))
+        if not self.nvtx and not profiling.wanted():
+            return tuple(self.eager.forward(*args))
+        with profiling.marked(profiling.in_eager(self.name, reason), self.nvtx):
+            return tuple(self.eager.forward(*args))
 
     def prepare(self, tensors: Sequence[torch.Tensor]) -> None:
         """Builds (or loads) the engine for the weights that the model has now, at once or in the background."""

@@ -17,6 +17,7 @@ import torch
 
 from trt_dynamo import log as tensorrt_log
 from trt_dynamo.errors import EngineError
+from trt_dynamo.runtime import layer_times
 from trt_dynamo.runtime.gate import Gate
 from trt_dynamo.runtime.refit import MakeRefitter, Refit, Weight, torch_stream
 from trt_dynamo.runtime.results import FoundResult, found_result
@@ -244,6 +245,7 @@ class Engine:
             context = self.raw.create_execution_context()
         if context is None:
             raise EngineError(f"TensorRT made no execution context: {'; '.join(errors) or 'it gave no reason'}")
+        layer_times.watch(context)
         if self.narrow:
             handle = stream if stream or self.stream is None else self.stream.cuda_stream
             if not context.set_optimization_profile_async(profile, handle):
