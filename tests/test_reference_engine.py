@@ -556,7 +556,7 @@ class Slow:
     def __init__(self, evaluator: Any, call: Callable[..., Any]) -> None:
         self.inputs, self.outputs, self.shapes, self.call = evaluator.inputs, evaluator.outputs, evaluator.shapes, call
 
-    def __call__(self, inputs: dict[str, Tensor]) -> Any:
+    def __call__(self, inputs: dict[str, Tensor], report: object = None) -> Any:
         return self.call(inputs)
 
 

@@ -57,6 +57,7 @@ class ReferenceContext:
     def __init__(self, engine: ReferenceEngine, strategy: str) -> None:
         self.engine = engine
         self.name = ""
+        self.profiler: Any = None  # an `IProfiler`, told how long each layer took
         self.user_managed = strategy == "USER_MANAGED"
         self.lock = threading.RLock()
         self.active_optimization_profile = 0
@@ -246,7 +247,8 @@ class ReferenceContext:
         with self.engine.executing(), on_stream(self.engine.device, int(stream_handle)):
             self.use_scratch()
             inputs = {name: self.bound(name, self.shapes[name]) for name in self.engine.evaluator.inputs}
-            for name, value in self.engine.evaluator(inputs).items():
+            report = None if self.profiler is None else self.profiler.report_layer_time
+            for name, value in self.engine.evaluator(inputs, report=report).items():
                 self.store(name, value, int(stream_handle))
         return True
 

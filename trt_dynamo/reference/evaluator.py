@@ -9,7 +9,8 @@ and rounded to each layer's output dtype.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,6 +22,8 @@ from trt_dynamo.log import collected
 from trt_dynamo.reference.control_flow import Graph
 from trt_dynamo.reference.layer import STORAGE, shape_of
 from trt_dynamo.reference.steps import CPU, HOST_ELEMENTS, DataDependent, Frame, Runnable, Step, fits
+
+Report = Callable[[str, float], None]  # takes a layer's name and its milliseconds, as `IProfiler.report_layer_time`
 
 
 @dataclass(frozen=True)
@@ -74,15 +77,22 @@ class Evaluator:
         self.plan += [step for step in checks if step not in self.plan]
         self.plan += [Step(layer, graph.constants) for layer in asserted]
 
-    def __call__(self, inputs: Mapping[str, Tensor], intermediates: bool = False) -> dict[str, Tensor]:
-        """The network's outputs by name, on the inputs' device; see `evaluate`."""
+    def __call__(
+        self, inputs: Mapping[str, Tensor], intermediates: bool = False, report: Report | None = None
+    ) -> dict[str, Tensor]:
+        """The network's outputs by name, on the inputs' device; see `evaluate`. `report` is told of each layer, and a
+        GPU is then waited for after each.
+        """
         inputs_on = self.check(inputs)
         device = self.device or inputs_on
         frame = Frame(self.constants_on(device), device, self.moved.setdefault(device, {}))
         frame.update(inputs)
         with plain_arithmetic():
             for step, unused in zip(self.plan, self.unused, strict=True):
-                step.execute(frame)
+                if report is None:
+                    step.execute(frame)
+                else:
+                    execute_timed(step, frame, report)
                 if not intermediates:
                     for name in unused:
                         frame.pop(name, None)
@@ -162,6 +172,16 @@ class Evaluator:
                 for name, value in self.constants[CPU].items()
             }
         return self.constants[device]
+
+
+def execute_timed(step: Runnable, frame: Frame, report: Report) -> None:
+    """Runs a step, on a GPU until it is done, and reports its milliseconds."""
+    wait = torch.cuda.current_stream(frame.device).synchronize if frame.device.type == "cuda" else lambda: None
+    wait()
+    started = time.perf_counter()
+    step.execute(frame)
+    wait()
+    report(step.name, 1000 * (time.perf_counter() - started))
 
 
 def largest_shapes(step: Runnable, frame: Frame) -> list[tuple[int, ...]]:
