@@ -205,6 +205,10 @@ MODELS: dict[str, tuple[Callable[[], nn.Module], Callable[[], Tensor]]] = {
         lambda: Parts(lambda x, w: x.index_select(1, w), w=torch.tensor([3, 0, 0, 1])),
         lambda: torch.randn(3, 4),
     ),
+    "held as it is and in both half types": (
+        lambda: Parts(lambda x, w: x * w.half() + w.bfloat16() - w, w=torch.randn(4)),
+        lambda: torch.randn(3, 4),
+    ),
     "one that is empty": (
         lambda: Parts(lambda x, v, w: torch.cat([x, w]) * v, v=torch.randn(4), w=torch.randn(0, 4)),
         lambda: torch.randn(3, 4),
@@ -245,6 +249,20 @@ def test_an_engine_gets_other_weights(name: str, device: torch.device, refits: C
         change(model)
         same(fast(x), after)
     assert engines and sum(len(engine.converted.weights) for engine in engines) >= 1
+
+
+def test_a_weight_that_outgrows_the_type_it_is_held_in_is_refused(refits: Callable[[bool], None]) -> None:
+    model, x = Parts(lambda x, w: x * w.half(), w=torch.ones(4)), torch.ones(3, 4)
+    with torch.no_grad():
+        fast, engines = compiled(model)
+        fast(x)
+        (engine,) = engines
+        model.w.fill_(-torch.inf)
+        engine.engine.refit([model.w])
+        assert fast(x).isinf().all()
+        model.w.fill_(1e5)
+        with pytest.raises(EngineError, match="larger than the type"):
+            engine.engine.refit([model.w])
 
 
 def test_a_source_that_fits_is_not_copied(device: torch.device, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -394,7 +412,7 @@ def test_values_that_decide_shapes_cannot_be_replaced() -> None:
     node = graph.placeholder("dims")
     assert named is not None
     with pytest.raises(Unsupported, match="the values of dims decide shapes"):
-        weight_bindings(network, [node], {"dims": dims}, {node: named})
+        weight_bindings(network, [node], {"dims": dims}, [(node, named)])
 
 
 def test_a_name_that_tensorrt_refuses_is_an_error() -> None:

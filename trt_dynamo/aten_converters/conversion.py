@@ -15,7 +15,7 @@ from torch.fx import GraphModule, Node
 from trt_dynamo import log
 from trt_dynamo.aten_converters.layout import memory_order
 from trt_dynamo.aten_converters.left_to_eager import why_none
-from trt_dynamo.aten_converters.network import CARRIED, MAX_RANK, NamedWeight, Network, Tensor
+from trt_dynamo.aten_converters.network import CARRIED, HALVES, MAX_RANK, NamedWeight, Network, Tensor
 from trt_dynamo.aten_converters.refittable import WeightBinding, weight_bindings
 from trt_dynamo.aten_converters.registry import lookup
 from trt_dynamo.aten_converters.size_floats import size_float
@@ -181,16 +181,20 @@ def convert(
     net = Network(ranges, refit=refit)
     placeholders = [node for node in graph.graph.nodes if node.op == "placeholder"]
     inputs: dict[str, Binding] = {}
-    named: dict[Node, NamedWeight] = {}
+    named: list[tuple[Node, NamedWeight]] = []
+
+    def weight_of(node: Node, dtype: torch.dtype | None = None) -> Tensor:
+        value = weights[node.name]
+        weight, name = net.weight(value.to(dtype or value.dtype), node.meta.get("weight_name", node.name))
+        if name is not None:
+            named.append((node, name))
+        return weight
 
     def place(node: Node) -> Tensor:
         if node.op == "get_attr":
             return net.constant(getattr_path(graph, str(node.target)))
         if node.name in weights:
-            weight, name = net.weight(weights[node.name], node.meta.get("weight_name", node.name))
-            if name is not None:
-                named[node] = name
-            return weight
+            return weight_of(node)
         value = node.meta["val"]
         order = memory_order(value) or tuple(range(value.ndim))
         shape = tuple(dim_of(d) for d in value.shape)
@@ -221,7 +225,15 @@ def convert(
             if isinstance(node.meta["val"], torch.SymInt):
                 net.sizes.declare_value(dim_of(node.meta["val"]), size_input(node))
         for node in graph.graph.nodes:
-            if node.op == "call_function" and not isinstance(node.meta.get("val"), torch.SymInt | torch.SymFloat):
+            if node.op != "call_function" or isinstance(node.meta.get("val"), torch.SymInt | torch.SymFloat):
+                continue
+            source = narrowed(node)
+            if source is not None and source.name in weights:
+                walker.values[node] = weight_of(source, node.meta["val"].dtype)
+            elif source is not None and source.op == "get_attr":
+                value = getattr_path(graph, str(source.target))
+                walker.values[node] = net.constant(value.to(node.meta["val"].dtype))
+            else:
                 walker.run(node)
         outputs = mark_outputs(net, walker, graph)
     # TensorRT wants a number that shapes nothing where all else is, in the memory of the device.
@@ -230,6 +242,16 @@ def convert(
     bindings = tuple(sorted(inputs.values(), key=lambda binding: binding.position))
     refittable = weight_bindings(net, placeholders, weights, named)
     return ConvertedNetwork(net, bindings, outputs, dict(net.constants), refittable)
+
+
+def narrowed(node: Node) -> Node | None:
+    """What the node casts from float32 to a half type. Of a weight the network then holds the small form alone."""
+    if node.target not in (torch.ops.aten._to_copy.default, torch.ops.prims.convert_element_type.default):
+        return None
+    source = node.args[0]
+    if not isinstance(source, Node) or source.meta["val"].dtype is not torch.float32:
+        return None
+    return source if node.meta["val"].dtype in HALVES else None
 
 
 def network_input(walker: Walker, node: Node) -> trt.ITensor:

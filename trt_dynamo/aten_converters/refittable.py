@@ -25,8 +25,8 @@ class WeightBinding:
 
     `name` is what the refitter calls it, `layer` the constant that holds it. `position` counts among the segment's
     arguments, `index` among those that are baked in. `dtype` is torch's, `stored` the constant's (uint8 is held as
-    int32); the constant holds a tensor of `shape`, dense and row-major. A weight that is not `needed` reaches no
-    result, and TensorRT may have dropped it.
+    int32, a weight that is cast at once as what it is cast to); the constant holds a tensor of `shape`, dense and
+    row-major. A weight that is not `needed` reaches no result, and TensorRT may have dropped it.
     """
 
     name: str
@@ -44,20 +44,23 @@ class WeightBinding:
 
 
 def weight_bindings(
-    net: Network, placeholders: Sequence[Node], weights: Mapping[str, torch.Tensor], named: Mapping[Node, NamedWeight]
+    net: Network,
+    placeholders: Sequence[Node],
+    weights: Mapping[str, torch.Tensor],
+    named: Sequence[tuple[Node, NamedWeight]],
 ) -> tuple[WeightBinding, ...]:
-    """The bindings of a complete network, in the order of the segment's arguments.
+    """The bindings of a complete network, in the order of the segment's arguments. An argument may have two: one as
+    it is, and one in a smaller type.
 
     Raises:
         Unsupported: the values of a weight decide a shape, so that an engine of other values is another engine.
     """
     indices = {name: index for index, name in enumerate(weights)}
     read = tensors_read(net.raw) if named else set()
+    positions = {node: position for position, node in enumerate(placeholders)}
     bindings = []
-    for position, node in enumerate(placeholders):
-        if node not in named:
-            continue
-        weight, tensor = named[node], weights[node.name]
+    for node, weight in sorted(named, key=lambda pair: positions[pair[0]]):
+        position, tensor = positions[node], weights[node.name]
         if weight.raw.is_shape_tensor:
             raise Unsupported(f"the values of {weight.name} decide shapes, and cannot be replaced in an engine")
         bindings.append(

@@ -21,6 +21,8 @@ from trt_dynamo.trt import to_trt, trt
 # Addresses on the device are given aligned as those of inputs; on the host an element's own size is enough.
 CUDA_ALIGNMENT = 256
 
+SMALL = (torch.float16, torch.bfloat16)
+
 MakeRefitter = Callable[[Any, Any], Any]  # the engine and a logger
 
 
@@ -115,6 +117,7 @@ class Refit:
         """
         with self.on_stream(stream), tensorrt_log.collected() as errors:
             sources = [self.source(weight, tensors[weight.index]) for weight in self.bindings]
+            self.check_range(sources, tensors)
             for weight, source in zip(self.bindings, sources, strict=True):
                 if not self.refitter.set_named_weights(weight.name, *located(source)):
                     raise refused(f"TensorRT refused the weights {weight.name}", errors)
@@ -144,6 +147,16 @@ class Refit:
         if found.data_ptr() % (CUDA_ALIGNMENT if found.is_cuda else found.element_size()):
             found = found.clone()
         return found
+
+    def check_range(self, sources: Sequence[torch.Tensor], tensors: Sequence[torch.Tensor]) -> None:
+        """A weight that the engine holds in a smaller type may have grown beyond what that type can hold."""
+        lost = [
+            (source.isinf() & tensors[weight.index].isfinite()).any()
+            for weight, source in zip(self.bindings, sources, strict=True)
+            if weight.stored in SMALL and weight.dtype is torch.float32
+        ]
+        if lost and bool(torch.stack([each.to(lost[0].device) for each in lost]).any()):
+            raise EngineError("a weight is larger than the type that the engine holds it in")
 
     def keep(self, sources: Sequence[torch.Tensor], stream: int) -> None:
         """Memory on the device that its owner frees now must not be reused before the refit has read it."""
