@@ -12,6 +12,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from trt_dynamo.processes import renewed_in_children
+from trt_dynamo.tracing import trace, trace_data
 
 log = logging.getLogger(__name__)
 
@@ -72,9 +73,15 @@ def count(counter: str, reason: str | None = None) -> int:
     """Adds one to a counter, and to the reason under it. Returns the counter."""
     with LOCK:
         counts[counter] += 1
-        if reason is not None:
-            reasons.setdefault(counter, collections.Counter())[reason] += 1
-        return counts[counter]
+        total = counts[counter]
+        if reason is None:
+            return total
+        seen = reasons.setdefault(counter, collections.Counter())
+        seen[reason] += 1
+        new = seen[reason] == 1
+    if new or counter == "eager_graphs":  # each graph has a page of its own in a trace
+        trace(log, f"why.{counter}", lambda: reason)
+    return total
 
 
 def spend(timer: str, amount: float) -> None:
@@ -97,6 +104,7 @@ def noted(build: Build) -> Iterator[Build]:
         with LOCK:
             builds.append(build)
         log.info("%s", build)
+        trace_data(build.segment, lambda: dataclasses.asdict(build))
 
 
 def report() -> dict[str, Any]:

@@ -1,4 +1,5 @@
-"""`explain FILE:FUNCTION`: what of a model would run in TensorRT, and why the rest would not. Builds nothing.
+"""`explain FILE:FUNCTION`: what of a model would run in TensorRT, and why the rest would not. Builds nothing, but with
+`--profile`, which builds, runs and times the engines.
 
 FUNCTION takes no arguments and returns `(model, args)` or `(model, args, kwargs)`.
 """
@@ -9,12 +10,15 @@ import importlib.util
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from trt_dynamo.cli.output import AsJson, fail, write_json
+from trt_dynamo.cli.output import AsJson, fail, plural, write_json, write_table
 from trt_dynamo.settings import nearest
+
+if TYPE_CHECKING:
+    from trt_dynamo.layer_profile import LayerProfile
 
 Spec = Annotated[
     str,
@@ -30,19 +34,65 @@ Dynamic = Annotated[
     bool | None,
     typer.Option("--dynamic/--static", help="Make every size symbolic, or none; torch's own way by default."),
 ]
+Profile = Annotated[bool, typer.Option("--profile", help="Build and run the engines too, and time each layer.")]
+
+# Of a segment's layers so many are shown; JSON has all.
+SHOWN = 20
 
 
-def explain(spec: Spec, as_json: AsJson = False, options: Options = None, dynamic: Dynamic = None) -> None:
+def explain(
+    spec: Spec, as_json: AsJson = False, options: Options = None, dynamic: Dynamic = None, profile: Profile = False
+) -> None:
     """Which nodes of a model go to TensorRT, in how many engines, and why the others do not."""
     import trt_dynamo
 
     model, args, kwargs = load_model(spec)
     settings = dict(parse_option(text) for text in options or ())
     explanation = trt_dynamo.explain(model, *args, options=settings, dynamic=dynamic, **kwargs)
-    if as_json:
-        write_json(explanation.as_dict())
-    else:
+    if not as_json:
         typer.echo(str(explanation))
+    measured = profiled(model, args, kwargs, settings, dynamic) if profile else None
+    if as_json:
+        write_json({**explanation.as_dict(), **({"profile": measured.as_dict()} if measured else {})})
+    elif measured:
+        show_profile(measured)
+
+
+def profiled(
+    model: Callable[..., Any], args: Any, kwargs: dict[str, Any], settings: dict[str, str], dynamic: bool | None
+) -> LayerProfile:
+    """The layers' times of the model; exits with the reason where there are none."""
+    import torch
+
+    from trt_dynamo.errors import TrtDynamoError
+    from trt_dynamo.layer_profile import profile_layers
+
+    torch._dynamo.reset()  # what was only explained is to be compiled
+    try:
+        return profile_layers(model, args, kwargs, options=settings, dynamic=dynamic)
+    except TrtDynamoError as error:
+        raise fail(str(error)) from None
+
+
+def show_profile(measured: LayerProfile) -> None:
+    """A table for each segment, the slowest layers first."""
+    from trt_dynamo.layer_profile import NO_SPEED
+
+    for segment, layers in measured.segments.items():
+        total = sum(layers.values())
+        slowest = sorted(layers.items(), key=lambda item: -item[1])
+        typer.echo(f"\n{segment}: {total:.3f} ms in {plural(len(layers), 'layer')}, a mean of {measured.calls} calls")
+        write_table(
+            ("ms", "share", "layer"),
+            [(f"{spent:.3f}", f"{100 * spent / max(total, 1e-9):.0f} %", name) for name, spent in slowest[:SHOWN]],
+        )
+        if len(slowest) > SHOWN:
+            rest = sum(spent for _, spent in slowest[SHOWN:])
+            typer.echo(f"{rest:.3f} ms in {plural(len(slowest) - SHOWN, 'further layer')}; --json has all")
+    for reason, count in measured.eager.items():
+        typer.echo(f"\n{plural(count, 'call')} answered in eager: {reason}")
+    if measured.runtime == "reference":
+        typer.echo(f"\nThese are {NO_SPEED}.")
 
 
 def parse_option(text: str) -> tuple[str, str]:

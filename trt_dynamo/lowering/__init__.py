@@ -21,6 +21,7 @@ from trt_dynamo.lowering.decompositions import decompositions
 from trt_dynamo.lowering.passes import run_passes
 from trt_dynamo.lowering.whole import keep_whole
 from trt_dynamo.settings import Settings
+from trt_dynamo.tracing import readable, trace
 
 log = logging.getLogger(__name__)
 
@@ -54,6 +55,7 @@ def lower(
     def inference(lowered: GraphModule, _: Sequence[Any]) -> Callable[..., Any]:
         weights = static_weights(lowered, inputs, static)
         run_passes(lowered, settings)
+        trace(log, "lowered", lambda: readable(lowered))
         known = {i: names[i] for i in weights if i < len(names)}
         return make_boxed_func(compile(Lowered(lowered, weights, known)))
 

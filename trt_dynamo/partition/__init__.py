@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import heapq
+import logging
 import operator
 from collections.abc import Collection, Iterable, Mapping
 from typing import Any
@@ -21,6 +22,9 @@ from trt_dynamo.aten_converters.layout import memory_order
 from trt_dynamo.partition.sizes import edges, inner_sizes, is_size, read_outside, with_floats
 from trt_dynamo.partition.support import Verdict, judge, main_device, makes_tensors, node_symbols
 from trt_dynamo.settings import Settings
+from trt_dynamo.tracing import readable, trace
+
+log = logging.getLogger(__name__)
 
 aten = torch.ops.aten
 
@@ -57,6 +61,11 @@ class Partitioned:
     segments: tuple[Segment, ...]
     verdicts: tuple[Verdict, ...]
 
+    def __str__(self) -> str:
+        """A line for each segment, and for each node in eager with the reason."""
+        engines = [f"{s.name}: {', '.join(s.nodes)}; weights: {', '.join(s.weights) or '-'}" for s in self.segments]
+        return "\n".join(engines + [str(verdict) for verdict in self.verdicts if not verdict.ok])
+
 
 def partition(module: GraphModule, weights: Mapping[int, str], settings: Settings) -> Partitioned:
     """Cuts the graph. `weights`: position of each placeholder that may be baked, and its qualified name."""
@@ -74,7 +83,10 @@ def partition(module: GraphModule, weights: Mapping[int, str], settings: Setting
             reason = f"in a run of fewer than min_segment_nodes={settings.min_segment_nodes} compute nodes"
             verdicts[node] = dataclasses.replace(verdict, ok=False, reason=reason)
     segments, outer = split(module, groups, baked)
-    return Partitioned(outer, segments, tuple(verdicts.values()))
+    parts = Partitioned(outer, segments, tuple(verdicts.values()))
+    trace(log, "partition", parts.__str__)
+    trace(log, "partitioned", lambda: readable(outer))
+    return parts
 
 
 def aliasing_outputs(module: GraphModule) -> dict[Node, str]:

@@ -37,6 +37,10 @@ class Verdict:
     reason: str = ""
     source: str = ""
 
+    def __str__(self) -> str:
+        line = f"{self.node} ({self.target}): {'TensorRT' if self.ok else self.reason}"
+        return f"{line}  [{self.source}]" if self.source else line
+
 
 class DryRun:
     """Runs converters in a scratch network that is never built. A refused layer spoils its network, so the next node
