@@ -1,0 +1,34 @@
+"""A graph that is one segment and nothing else needs no Python of its own around it."""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Callable
+from typing import Any
+
+from torch.fx import GraphModule
+
+
+def callable_of(module: GraphModule) -> Callable[..., Any]:
+    """What computes the graph: the one module that it calls, where that takes all inputs and gives all results, in
+    their order; else the graph.
+    """
+    only = only_call(module)
+    found: Callable[..., Any] = module.get_submodule(only) if only is not None else module.forward
+    return found
+
+
+def only_call(module: GraphModule) -> str | None:
+    """The name of that module, or None."""
+    nodes = [*module.graph.nodes]
+    calls = [node for node in nodes if node.op not in ("placeholder", "output")]
+    results = nodes[-1].args[0] if nodes[-1].op == "output" else None
+    if not calls or calls[0].op != "call_module" or not isinstance(results, list | tuple):
+        return None
+    first = calls[0]
+    if [*first.args] != [node for node in nodes if node.op == "placeholder"] or first.kwargs:
+        return None
+    taken = [(operator.getitem, (first, index)) for index in range(len(results))]
+    if [(node.target, node.args) for node in results if hasattr(node, "target")] != taken or len(results) != len(taken):
+        return None
+    return str(first.target) if set(calls[1:]) == set(results) else None
