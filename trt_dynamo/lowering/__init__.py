@@ -19,6 +19,7 @@ from torch.fx import GraphModule
 
 from trt_dynamo.lowering.decompositions import decompositions
 from trt_dynamo.lowering.passes import run_passes
+from trt_dynamo.lowering.sessions import compile_session
 from trt_dynamo.lowering.whole import keep_whole
 from trt_dynamo.settings import Settings
 from trt_dynamo.tracing import readable, trace
@@ -65,7 +66,8 @@ def lower(
     backend = aot_autograd(
         fw_compiler=training, bw_compiler=training, inference_compiler=inference, decompositions=decompositions()
     )
-    result: Callable[..., Any] = backend(keep_whole(module), inputs)
+    with compile_session():
+        result: Callable[..., Any] = backend(keep_whole(module), inputs)
     return result
 
 
