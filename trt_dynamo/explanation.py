@@ -16,7 +16,8 @@ from trt_dynamo import graph_breaks
 from trt_dynamo import trt as tensorrt_module
 from trt_dynamo.lowering import Lowered, lower
 from trt_dynamo.lowering.lengths import keeps_lengths
-from trt_dynamo.partition import Segment, Verdict, partition
+from trt_dynamo.partition import Partitioned, Segment, Verdict, partition
+from trt_dynamo.partition.eager_parts import eager_parts
 from trt_dynamo.profiles import Sizes
 from trt_dynamo.reports import Build, builds_so_far
 from trt_dynamo.settings import Settings
@@ -28,7 +29,8 @@ class Explanation:
     them; `eager` are the verdicts (`node`, `target`, `reason`, `source`) on the others; `graphs` counts Dynamo's
     graphs, `breaks` says what Dynamo left to eager before any graph was made; `cuts` names the engines whose range of
     sizes was cut because a tensor would be too large; `builds` are the engines that this process has made so far, for
-    whatever model, each with the reason for it."""
+    whatever model, each with the reason for it; `inductor` has the nodes of each part that Inductor would compile, the
+    whole of a graph where TensorRT takes no node of it."""
 
     segments: tuple[Segment, ...]
     converted: int
@@ -38,6 +40,7 @@ class Explanation:
     breaks: tuple[str, ...] = ()
     cuts: tuple[str, ...] = ()
     builds: tuple[Build, ...] = ()
+    inductor: tuple[tuple[str, ...], ...] = ()
 
     def __str__(self) -> str:
         total, engines, graphs = self.converted + len(self.eager), len(self.segments), self.graphs
@@ -51,6 +54,7 @@ class Explanation:
         reasons: dict[tuple[str, str], list[Verdict]] = collections.defaultdict(list)
         for verdict in self.eager:
             reasons[verdict.target, verdict.reason].append(verdict)
+        lines += [f"  Inductor: {len(nodes)} of the nodes in eager, {', '.join(nodes)}" for nodes in self.inductor]
         if reasons:
             lines.append("eager:")
         for (target, reason), verdicts in sorted(reasons.items(), key=lambda item: -len(item[1])):
@@ -74,6 +78,7 @@ class Explanation:
             "broken": list(self.broken),
             "breaks": list(self.breaks),
             "cuts": list(self.cuts),
+            "inductor": [list(nodes) for nodes in self.inductor],
             "builds": [dataclasses.asdict(build) for build in self.builds],
         }
 
@@ -99,11 +104,13 @@ def explain(
     tensorrt_module.load()
     found: list[tuple[tuple[Segment, ...], tuple[Verdict, ...]]] = []
     broken: list[str] = []
+    inductor: list[tuple[str, ...]] = []
 
     def look(lowered: Lowered) -> Callable[..., Any]:
         original = lowered.module.forward
         with unset_fake_temporarily(), torch.no_grad():
             parts = partition(lowered.module, lowered.names, settings)
+            inductor.extend(inductor_nodes(parts, settings))
         found.append((parts.segments, parts.verdicts))
         return original
 
@@ -137,7 +144,18 @@ def explain(
         breaks=tuple(breaks),
         cuts=tuple(f"{s.name}: {note}" for s in renamed if (note := cut_of(s, settings))),
         builds=builds_so_far(),
+        inductor=tuple(inductor),
     )
+
+
+def inductor_nodes(parts: Partitioned, settings: Settings) -> list[tuple[str, ...]]:
+    """The nodes of each part that Inductor would be given, by their names in the graph that is cut."""
+    if settings.fallback == "eager":
+        return []
+    eager = eager_parts(parts.module).segments
+    if eager and not parts.segments:
+        return [tuple(verdict.node for verdict in parts.verdicts)]
+    return [part.nodes for part in eager]
 
 
 def cut_of(segment: Segment, settings: Settings) -> str:

@@ -34,6 +34,7 @@ WeightsCheck = Literal["always", "observed"]
 Rebuild = Literal["background", "sync", "never"]
 Compile = Literal["sync", "background"]
 CacheMode = Literal["on", "readonly", "refresh", "off"]
+Fallback = Literal["eager", "inductor"]
 Training = Literal["eager", "inductor"]
 Float64 = Literal["eager", "float32"]
 Progress = Literal["auto", "on", "off"]
@@ -87,6 +88,11 @@ class Settings:
         "ATen ops to keep in eager, for example `aten.gelu,aten.addmm.default`",
         item=r"\w+\.\w+(\.\w+)?",
         example="aten.gelu or aten.gelu.default",
+    )
+    fallback: Fallback = setting(
+        "eager",
+        "what runs that which TensorRT does not take, between engines and where there is none: `eager`, or `inductor` "
+        "compiles it (docs/fallback.md)",
     )
     float64: Float64 = setting(
         "eager",

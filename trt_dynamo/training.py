@@ -13,6 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch.fx import GraphModule, Node
 
+from trt_dynamo.fallback import compile_graph
 from trt_dynamo.settings import Settings, warn_once
 
 # Functions that are told whether the model trains, and by which of their parameters.
@@ -41,12 +42,7 @@ def train(module: GraphModule, inputs: Sequence[Any], settings: Settings) -> Cal
     """The graph for training: as it is, or compiled by Inductor with the setting `training=inductor`."""
     if evaluates(module):
         warn_once(HINT)
-    if settings.training == "eager":
-        return module.forward
-    from torch._inductor.compile_fx import compile_fx
-
-    compiled: Any = compile_fx(module, list(inputs))
-    return compiled  # type: ignore[no-any-return]
+    return module.forward if settings.training == "eager" else compile_graph(module, inputs, settings)
 
 
 def evaluates(module: GraphModule) -> bool:

@@ -11,7 +11,7 @@ import dataclasses
 import heapq
 import logging
 import operator
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from typing import Any
 
 import sympy
@@ -169,12 +169,15 @@ def keep_tuples_whole(verdicts: dict[Node, Verdict]) -> None:
             verdicts[node] = dataclasses.replace(verdict, ok=False, reason="its results leave the graph as a tuple")
 
 
-def group(graph: Graph, verdicts: Mapping[Node, Verdict], smallest: int) -> list[list[Node]]:
+def group(
+    graph: Graph, verdicts: Mapping[Node, Verdict], smallest: int, work_of: Callable[[Node], int] | None = None
+) -> list[list[Node]]:
     """The nodes of each segment, in order. What is too small for an engine is left out, until nothing changes."""
+    work_of = work_of or work
     rejected: set[Node] = set()
     while True:
         groups = levels(graph, verdicts, rejected)
-        small = [nodes for nodes in groups if sum(work(node) for node in nodes) < smallest]
+        small = [nodes for nodes in groups if sum(map(work_of, nodes)) < smallest]
         if not small:
             return groups
         for nodes in small:
@@ -233,9 +236,9 @@ def levels(graph: Graph, verdicts: Mapping[Node, Verdict], rejected: Collection[
 
 
 def split(
-    module: GraphModule, groups: list[list[Node]], baked: Mapping[Node, str]
+    module: GraphModule, groups: list[list[Node]], baked: Mapping[Node, str], prefix: str = "segment"
 ) -> tuple[tuple[Segment, ...], GraphModule]:
-    """Makes a graph of each group, and the outer graph that calls them."""
+    """Makes a graph of each group, and the outer graph that calls them, by `prefix` and number."""
     insides = [{*nodes, *inner_sizes(set(nodes))} for nodes in groups]
     unit_of = {node: index for index, inside in enumerate(insides) for node in inside}
     shared = {n for n, index in unit_of.items() if is_size(n) and read_outside(n, insides[index])}
@@ -246,7 +249,9 @@ def split(
         module.named_buffers(remove_duplicate=False)
     )
     root |= {
-        str(n.target): operator.attrgetter(str(n.target))(module) for n in module.graph.nodes if n.op == "get_attr"
+        str(n.target): operator.attrgetter(str(n.target))(module)
+        for n in module.graph.nodes
+        if n.op in ("get_attr", "call_module")
     }
     segments: list[Segment] = []
     for unit in ordered_units(module.graph, unit_of, shared):
@@ -254,7 +259,7 @@ def split(
             copies[unit] = outer.node_copy(unit, lambda n: copies[n])
             continue
         nodes = sorted(insides[unit], key=order.__getitem__)
-        segment, inputs, results = make_segment(f"segment_{unit}", nodes, root, baked)
+        segment, inputs, results = make_segment(f"{prefix}_{unit}", nodes, root, baked)
         segments.append(segment)
         root[segment.name] = segment.module
         call = outer.call_module(segment.name, tuple(copies[n] for n in inputs))
