@@ -48,6 +48,9 @@ ALLOWED: dict[str, set[str]] = {
     "lowering.recording": BASE | {"profiles", "aten_converters"},
     # a node's verdict is its converter's own dry run
     "partition": BASE | {"profiles", "aten_converters", "host_scalars"},
+    # a node that is to compute in a half type is judged by its converter too; what was recorded lies in the cache
+    "precision": BASE | {"aten_converters", "partition", "cache", "processes", "reports"},
+    "tf32": set(),
     # why the cache lacks an engine
     "origins": {"cache", "settings"},
     "cache": BASE | {"profiles"},

@@ -27,19 +27,21 @@ from trt_dynamo.aten_converters.registry import lookup
 from trt_dynamo.build import Profile, build, profile_of
 from trt_dynamo.cache import Plan, digest, get_or_build, segment_key
 from trt_dynamo.errors import SettingsError, TrtDynamoError, WeightsMoved
-from trt_dynamo.fallback import NothingForTensorRT, compile_eager_parts, compile_graph
 from trt_dynamo.graph_breaks import warn_if_recurrent_skipped
 from trt_dynamo.known_ranges import use_known_ranges
 from trt_dynamo.lowering import Lowered, lower
 from trt_dynamo.lowering.lengths import keeps_lengths
 from trt_dynamo.origins import Origin
 from trt_dynamo.partition import Segment, main_device, partition
+from trt_dynamo.precision import Findings, Precision
+from trt_dynamo.precision.recording import Recording, recall
 from trt_dynamo.profiles import Ranges
 from trt_dynamo.registration import release_shared_name, warn_if_taken
 from trt_dynamo.reports import count, spend
 from trt_dynamo.runtime import SegmentModule
 from trt_dynamo.runtime.engine import Engine, load_plan
 from trt_dynamo.settings import Settings, warn_once
+from trt_dynamo.tf32 import allows_tf32
 from trt_dynamo.training import needs_gradients, train
 from trt_dynamo.wrappers import DATA_PARALLEL, in_data_parallel
 
@@ -70,27 +72,17 @@ def tensorrt(module: GraphModule, inputs: Sequence[Any], **keywords: Any) -> Cal
         if trains:
             return train(module, inputs, settings)
         if reason is not None:
-            return left_over(module, inputs, settings)
+            return module.forward
         use_known_ranges(module, inputs, settings)
         return lower(module, inputs, functools.partial(compile_lowered, settings=settings), settings)
     except (RestartAnalysis, SkipFrame):  # Dynamo's own way of asking for another go
         raise
-    except NothingForTensorRT as error:
-        count("eager_graphs", str(error))
-        return left_over(module, inputs, settings)
     except Exception as error:  # whatever it is, the user's model runs: Dynamo's graph is as it was
         if settings.strict:
             raise
-        kind = type(error).__name__
-        log.warning("a graph runs in %s because compiling it failed: %s: %s", settings.fallback, kind, error)
-        count("eager_graphs", kind)
-        return module.forward if trains else left_over(module, inputs, settings)
-
-
-def left_over(module: GraphModule, inputs: Sequence[Any], settings: Settings) -> Callable[..., Any]:
-    """A graph that TensorRT has no part in: as it is, or compiled by Inductor."""
-    chosen = settings.training if needs_gradients(inputs) else settings.fallback
-    return compile_graph(module, inputs, settings) if chosen == "inductor" else module.forward
+        log.warning("a graph runs in eager because compiling it failed: %s: %s", type(error).__name__, error)
+        count("eager_graphs", type(error).__name__)
+        return module.forward
 
 
 def compile_lowered(lowered: Lowered, settings: Settings) -> Callable[..., Any]:
@@ -101,23 +93,43 @@ def compile_lowered(lowered: Lowered, settings: Settings) -> Callable[..., Any]:
         parts = partition(lowered.module, lowered.names, settings)
         position = {name: index for index, name in enumerate(placeholder_names(lowered.module))}
         for segment in parts.segments:
-            runner = segment_module(segment, device, settings, f"graph_{number}.{segment.name}")
-            runner.prepare([lowered.weights[position[name]] for name in segment.weights])
+            weights = [lowered.weights[position[name]] for name in segment.weights]
+            runner = segment_runner(segment, weights, device, settings, f"graph_{number}.{segment.name}")
             setattr(parts.module, segment.name, runner)
-        outer = parts.module
-        if settings.fallback == "inductor":
-            outer = compile_eager_parts(parts, settings, f"graph_{number}")
     log.info("%d segments, %d nodes in TensorRT, %d in eager", len(parts.segments), *split_count(parts.verdicts))
-    return outer.forward
+    return parts.module.forward
 
 
-def segment_module(segment: Segment, device: torch.device, settings: Settings, name: str) -> SegmentModule:
+def segment_runner(
+    segment: Segment, weights: Sequence[torch.Tensor], device: torch.device, settings: Settings, name: str
+) -> torch.nn.Module:
+    """What runs a segment, its engine built; with precision=auto, once it is known which values it computes."""
+
+    def make(found: Findings, tensors: Sequence[torch.Tensor]) -> SegmentModule:
+        precision = Precision(segment.module, segment.weights, settings, found)
+        precision.see(tensors)
+        runner = segment_module(segment, precision, device, settings, name)
+        runner.prepare(tensors)
+        return runner
+
+    if settings.precision != "auto":
+        return make(Findings(), weights)
+    named = dict(zip(segment.weights, weights, strict=True))
+    known = recall(segment.module, named, settings)
+    if known is not None:
+        return make(known, weights)
+    return Recording(segment.module, named, settings.calibration_calls, make)
+
+
+def segment_module(
+    segment: Segment, precision: Precision, device: torch.device, settings: Settings, name: str
+) -> SegmentModule:
     names = placeholder_names(segment.module)
     return SegmentModule(
         name,
         segment.module,
         [names.index(name) for name in segment.weights],
-        functools.partial(make_engine, segment, device, settings),
+        functools.partial(make_engine, segment, precision, allows_tf32(segment.module), device, settings),
         settings,
         None if settings.runtime == "reference" else tensorrt_module.why_no_refit(),
     )
@@ -125,6 +137,8 @@ def segment_module(segment: Segment, device: torch.device, settings: Settings, n
 
 def make_engine(
     segment: Segment,
+    precision: Precision,
+    tf32: bool,
     device: torch.device,
     settings: Settings,
     weights: Sequence[torch.Tensor] | None,
@@ -135,7 +149,8 @@ def make_engine(
     unchanged: Callable[[], bool] = lambda: True,
 ) -> Engine:
     """The engine of a segment with these weights baked in, or taking them as inputs if None: cached, or converted and
-    built. With `refit` its weights can be changed, and must be before its first use: a cached one has others.
+    built. With `refit` its weights can be changed, and must be before its first use: a cached one has others. It
+    computes as `precision` says, and where that is float32, in TF32 if `tf32`.
 
     Raises:
         Unsupported, ConversionError, BuildError, EngineError: as their docstrings say.
@@ -143,15 +158,17 @@ def make_engine(
     """
     given = dict(zip(segment.weights, weights, strict=True)) if weights is not None else {}
     digests = {name: digest(tensor) for name, tensor in given.items()} if not refit else {}
-    key_of = functools.partial(segment_key, segment.module, ranges=ranges, hot=hot)
+    chosen = precision.graph(weights)
+    key_of = functools.partial(segment_key, ranges=ranges, hot=hot)
     shaped_by: dict[str, Any] = {
         "weights": dict.fromkeys(given, "refit") if refit else digests,
         "settings": settings,
-        "platform": platform_of(device, settings),
+        "platform": platform_of(device, tf32),
         "converters": converters_version(segment),
     }
-    key = key_of(**shaped_by)
-    origin = functools.cache(lambda: origin_of(key_of, **shaped_by))  # only what the cache lacks asks for it
+    key = key_of(chosen.module, **shaped_by)
+    as_it_is = functools.partial(key_of, segment.module)  # two precisions of a graph have one origin
+    origin = functools.cache(lambda: origin_of(as_it_is, **shaped_by))  # only what the cache lacks asks for it
 
     @functools.cache
     def converted() -> ConvertedNetwork:
@@ -163,7 +180,8 @@ def make_engine(
         if not refit:
             COPIES.update({(digests[name], tensor.stride()): tensor for name, tensor in made.items()})
         copies = {**made, **{name: tensor for name, tensor in shared.items() if tensor is not None}}
-        return convert(segment.module, copies, ranges, refit=refit)
+        wide = settings.fp16_accumulate == "float32"
+        return convert(chosen.module, copies, ranges, refit=refit, wide_products=wide)
 
     def profiles_of(network: ConvertedNetwork) -> list[Profile]:
         return [profile_of(network, each) for each in (ranges, *hot)]
@@ -171,9 +189,11 @@ def make_engine(
     def build_plan() -> Plan:
         network = converted()
         first, *others = profiles_of(network)
-        plan = build(network, first, settings, hot=others, label=segment.name, refit=refit)
+        plan = build(network, first, settings, hot=others, label=segment.name, refit=refit, tf32=tf32)
         count("engines_built")
-        return Plan(plan, {**manifest_of(network), "origin": origin().manifest()})
+        recorded = precision.findings.manifest
+        noted = {} if recorded is None else {"precision": recorded}
+        return Plan(plan, {**manifest_of(network), "origin": origin().manifest(), **noted})
 
     if settings.runtime == "reference" and refit and tensorrt_module.why_no_refit() is not None:
         # No builder makes such a plan here; the stand-in needs none.
@@ -242,8 +262,7 @@ def why_eager(inputs: Sequence[Any], settings: Settings) -> str | None:
     if settings.strict or settings.runtime == "tensorrt":
         raise TrtDynamoError(f"no engine can run here: {missing}")
     warn_once(
-        f"the model runs in {settings.fallback}: {missing}. "
-        "(runtime=reference evaluates engines' networks without a GPU, slowly.)"
+        f"the model runs in eager: {missing}. (runtime=reference evaluates engines' networks without a GPU, slowly.)"
     )
     return missing
 
@@ -291,12 +310,12 @@ def manifest_of(network: ConvertedNetwork) -> dict[str, Any]:
     }
 
 
-def platform_of(device: torch.device, settings: Settings) -> dict[str, str]:
+def platform_of(device: torch.device, tf32: bool) -> dict[str, str]:
     """Where an engine can be used: a portable one of TensorRT-RTX anywhere, one of TensorRT on this kind of GPU."""
     facts = {
         "flavor": tensorrt_module.flavor(),
         "tensorrt": tensorrt_module.version(),
-        "tf32": str(torch.get_float32_matmul_precision() != "highest" or torch.backends.cuda.matmul.allow_tf32),
+        "tf32": str(tf32),
     }
     if device.type == "cuda" and not tensorrt_module.is_rtx():
         facts["gpu"] = torch.cuda.get_device_name(device)

@@ -10,7 +10,6 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import sympy
-import torch
 
 from trt_dynamo import log as tensorrt_log
 from trt_dynamo import processes, shutdown
@@ -47,8 +46,10 @@ def build(
     hot: Sequence[Profile] = (),
     label: str = "",
     refit: bool = False,
+    tf32: bool = False,
 ) -> bytes:
-    """The serialized engine. With `refit` the weights of a network converted with `refit` can be replaced in it.
+    """The serialized engine. With `refit` the weights of a network converted with `refit` can be replaced in it; with
+    `tf32` its float32 products may be computed in TF32.
 
     `profile` is the engine's first, with all sizes; `hot` are further ones, each within it.
 
@@ -60,6 +61,8 @@ def build(
     builder, network = converted.network.builder, converted.network.raw
     config = builder.create_builder_config()
     configure(config, settings)
+    if not tf32:
+        config.clear_flag(trt.BuilderFlag.TF32)  # TensorRT's default is on
     if refit:
         make_refittable(config)
     for each in (profile, *hot):
@@ -87,9 +90,7 @@ def build(
 
 
 def configure(config: trt.IBuilderConfig, settings: Settings) -> None:
-    """TF32 follows torch, not TensorRT's default; the rest is what the settings ask for."""
-    if torch.get_float32_matmul_precision() == "highest" and not torch.backends.cuda.matmul.allow_tf32:
-        config.clear_flag(trt.BuilderFlag.TF32)
+    """What the settings ask for."""
     if settings.workspace is not None:
         config.set_memory_pool_limit(trt.MemoryPoolType.WORKSPACE, settings.workspace)
     if settings.optimization_level is not None:

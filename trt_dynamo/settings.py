@@ -37,6 +37,8 @@ CacheMode = Literal["on", "readonly", "refresh", "off"]
 Fallback = Literal["eager", "inductor"]
 Training = Literal["eager", "inductor"]
 Float64 = Literal["eager", "float32"]
+Precision = Literal["native", "fp16", "bf16", "auto"]
+Accumulate = Literal["default", "float32"]
 Progress = Literal["auto", "on", "off"]
 
 YES, NO = ("1", "true", "yes", "on"), ("0", "false", "no", "off")
@@ -98,6 +100,29 @@ class Settings:
         "eager",
         "what becomes of float64, which TensorRT lacks: `eager` leaves it to PyTorch, `float32` computes it in float32 "
         "and casts the results back",
+    )
+    precision: Precision = setting(
+        "native",
+        "what engines compute in: `native` (the model's own types), `fp16` or `bf16` (what is float32 in the model, "
+        "where it bears it: docs/precision.md), `auto` (fp16 but for what would overflow or lose too much, by the values "
+        "that the first calls or `trt_dynamo.calibrate` recorded)",
+        engine=True,
+    )
+    precision_keep: tuple[str, ...] = setting(
+        (),
+        "what stays in float32 all the same: patterns over the names of ops, modules (with all that is in them) and "
+        "source lines, for example `aten.bmm,encoder.layer.0.*,LlamaMLP,model.py:41-60`",
+        engine=True,
+        item=r"[^\s,]+",
+        example="aten.mm, encoder.layer.*.output or model.py:41",
+    )
+    fp16_accumulate: Accumulate = setting(
+        "default",
+        "where matrix products of float16 add up: `default` (as TensorRT's kernels do), `float32`",
+        engine=True,
+    )
+    calibration_calls: int = setting(
+        8, "with `precision=auto`, how many calls run in eager and record the values, before the engine is built", low=1
     )
     strict: bool = setting(
         False, "raise what would otherwise fall back to eager because of an error of ours or TensorRT's"

@@ -26,6 +26,7 @@ class Arithmetic(Arrangement):
     """See `Network`, which this is a part of."""
 
     if TYPE_CHECKING:
+        wide_products: bool
 
         def raw_out(self, layer: Any, index: int = 0, name: str | None = None) -> trt.ITensor: ...
 
@@ -173,8 +174,11 @@ class Arithmetic(Arrangement):
         rank = max(left.ndim if a.ndim > 1 else left.ndim + 1, right.ndim if b.ndim > 1 else right.ndim + 1)
         left = self.unsqueeze_to(left, rank - (a.ndim == 1))
         right = self.unsqueeze_to(right, rank - (b.ndim == 1))
+        if self.wide_products and a.dtype is torch.float16:
+            # How TensorRT is told: it takes casts in front of a product for the type to add up in.
+            left, right = self.cast(left, torch.float32), self.cast(right, torch.float32)
         layer = self.raw.add_matrix_multiply(left.raw, left_op, right.raw, right_op)
-        return self.out(layer, shape=(*batch, *rows, *columns), dtype=a.dtype)
+        return self.cast(self.out(layer, shape=(*batch, *rows, *columns), dtype=left.dtype), a.dtype)
 
     def matrix(self, x: Tensor) -> tuple[Tensor, trt.MatrixOperation]:
         """The operand and how the layer reads it: the transpose of a tensor is that tensor, read transposed."""

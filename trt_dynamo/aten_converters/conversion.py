@@ -170,15 +170,17 @@ def convert(
     ranges: Mapping[sympy.Symbol, Range] | None = None,
     *,
     refit: bool = False,
+    wide_products: bool = False,
 ) -> ConvertedNetwork:
     """Converts a segment's graph. `weights`: the placeholders that become constants, with their values; `ranges`: the
-    sizes that the engine shall take; `refit`: whether the weights of its engine shall be replaceable.
+    sizes that the engine shall take; `refit`: whether the weights of its engine shall be replaceable; `wide_products`:
+    whether matrix products of float16 shall add up in float32.
 
     Raises:
         Unsupported: a node cannot be converted after all, or a weight cannot be made replaceable.
         ConversionError: a converter is wrong.
     """
-    net = Network(ranges, refit=refit)
+    net = Network(ranges, refit=refit, wide_products=wide_products)
     placeholders = [node for node in graph.graph.nodes if node.op == "placeholder"]
     inputs: dict[str, Binding] = {}
     named: list[tuple[Node, NamedWeight]] = []

@@ -11,6 +11,9 @@ from torch._ops import OpOverload
 # A node that bears this key in its meta stays in eager, for the reason under it.
 STAYS_EAGER = "trt_dynamo_stays_eager"
 
+# One that bears this one computes in float32 whatever the setting `precision` says, for the reason under it.
+STAYS_FLOAT32 = "trt_dynamo_stays_float32"
+
 # Reason to the ATen ops it holds for, all their overloads; `*` stands for any letters.
 LEFT = {
     "TensorRT has no layer that factors or inverts a matrix": """

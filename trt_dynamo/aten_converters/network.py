@@ -54,9 +54,16 @@ def candidates(name: str) -> Iterator[str]:
 class Network(Arithmetic):
     """A TensorRT network under construction. `raw` is the `INetworkDefinition`, for a layer that no helper covers."""
 
-    def __init__(self, ranges: Mapping[sympy.Symbol, Range] | None = None, *, refit: bool = False) -> None:
+    def __init__(
+        self,
+        ranges: Mapping[sympy.Symbol, Range] | None = None,
+        *,
+        refit: bool = False,
+        wide_products: bool = False,
+    ) -> None:
         self.ranges = ranges or {}  # of the sizes for which it will be built, where that is known
         self.refit = refit  # whether the weights of its engine shall be replaceable
+        self.wide_products = wide_products  # whether matrix products of float16 add up in float32
         self.builder = trt.Builder(log.logger())
         flag = getattr(trt.NetworkDefinitionCreationFlag, "STRONGLY_TYPED", None)
         self.raw: trt.INetworkDefinition = self.builder.create_network(0 if flag is None else 1 << int(flag))

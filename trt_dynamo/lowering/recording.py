@@ -23,7 +23,7 @@ from torch.utils._sympy.interp import sympy_interp
 from torch.utils._sympy.reference import PythonReferenceAnalysis
 
 from trt_dynamo.aten_converters.layout import memory_order
-from trt_dynamo.aten_converters.left_to_eager import STAYS_EAGER
+from trt_dynamo.aten_converters.left_to_eager import STAYS_EAGER, STAYS_FLOAT32
 from trt_dynamo.errors import Unsupported
 from trt_dynamo.lowering.decompositions import decompositions
 from trt_dynamo.lowering.sizes import size_arguments
@@ -104,7 +104,8 @@ class Recorder(TorchDispatchMode):
         return node
 
     def describe(self, node: Node, value: Any) -> None:
-        node.meta = {key: v for key, v in self.origin.meta.items() if key not in OF_ITS_OWN} | {"val": value}
+        kept = {key: v for key, v in self.origin.meta.items() if key not in OF_ITS_OWN}
+        node.meta = {**kept, "val": value, STAYS_FLOAT32: "it stands for complex numbers or float64"}
         self.track(node)
 
     def as_fake(self, value: Any) -> Any:
