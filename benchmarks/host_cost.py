@@ -1,9 +1,11 @@
 """What a call through the backend costs the host, over a backend that does nothing.
 
-With an execution context that computes nothing, on a GPU where there is one: what remains is Dynamo's guards,
-AOTAutograd's wrapper and our own work. Also times the weight check alone.
+With execution contexts that compute nothing: what remains is Dynamo's guards, AOTAutograd's wrapper and our own work.
+One thread asks for one answer after the other; times are the host's, and the GPU is idle meanwhile but for what each
+way must do on it. Beside ours, on a GPU: torch's `cudagraphs` backend and Inductor, which do compute: on models so
+small that the GPU is no bottleneck. Also times the weight check alone.
 
-Usage: python -m benchmarks.host_cost [model ...]
+Usage: python -m benchmarks.host_cost [check | model NAME ... | segments ...]
 """
 
 from __future__ import annotations
@@ -15,10 +17,12 @@ from collections.abc import Callable, Iterator
 from typing import Any, get_args
 
 import torch
+from torch import Tensor, nn
 from torch._dynamo.backends.common import aot_autograd
 from torch._functorch._aot_autograd.utils import make_boxed_func
 
 from benchmarks.models import MODELS
+from trt_dynamo.runtime.calls import Call
 from trt_dynamo.runtime.engine import Engine
 from trt_dynamo.runtime.slots import Slot
 from trt_dynamo.weights import Check, WeightSet
@@ -27,6 +31,7 @@ SIZES: dict[str, dict[str, int]] = {
     "resnet50": {},
     "bert": {"hidden": 64, "length": 8},
 }
+SEGMENTS = (1, 3, 10)
 
 
 class IdleContext:
@@ -36,20 +41,41 @@ class IdleContext:
         self.context = context
         self.set_input_shape = context.set_input_shape
         self.get_tensor_shape = context.get_tensor_shape
+        self.update_device_memory_size_for_shapes = context.update_device_memory_size_for_shapes
 
     def set_tensor_address(self, name: str, address: int) -> bool:
         return True
+
+    def set_device_memory(self, address: int, size: int) -> None:
+        pass
 
     def execute_async_v3(self, stream: int) -> bool:
         return True
 
 
+class Chain(nn.Module):
+    """Linear layers with an operation in eager between each two segments."""
+
+    def __init__(self, segments: int, width: int = 64) -> None:
+        super().__init__()
+        self.layers = nn.ModuleList(nn.Linear(width, width) for _ in range(2 * segments))
+
+    def forward(self, x: Tensor) -> Tensor:
+        for first, second in zip(self.layers[::2], self.layers[1::2], strict=True):
+            x = second(first(x).relu())
+            if second is not self.layers[-1]:
+                x = x.erf()
+        return x
+
+
 def microseconds(function: Callable[[], Any], repeats: int = 15, calls: int = 200) -> float:
-    """The least time of a call among the repeats."""
+    """The least time of a call among the repeats. The GPU is waited for after each of them, and not counted."""
     for _ in range(20):
         function()
     times = []
     for _ in range(repeats):
+        if torch.cuda.is_available():
+            torch.cuda.synchronize()
         started = time.perf_counter()
         for _ in range(calls):
             function()
@@ -72,48 +98,58 @@ WAYS: dict[str, dict[str, Any]] = {
     "frozen": {"weights": "frozen"},
     "inputs": {"weights": "inputs"},
 }
+FIXED: dict[str, Any] = {"runtime": "reference", "cache": "off", "strict": True, "min_segment_nodes": 1}
+RIVALS: dict[str, dict[str, Any]] = {
+    "cudagraphs": {"backend": "cudagraphs"},
+    "inductor": {"backend": "inductor"},
+    "reduce-overhead": {"backend": "inductor", "mode": "reduce-overhead"},
+}
 
 
-def measure(name: str, device: str) -> None:
-    model, args = MODELS[name](**SIZES.get(name, {}))
-    model, args = model.to(device), tuple(arg.to(device) for arg in args)
-    tensors = sum(1 for _ in model.parameters()) + sum(1 for _ in model.buffers())
-    idle = torch.compile(model, backend=aot_autograd(fw_compiler=nothing, inference_compiler=nothing))
+def cost(model: nn.Module, args: tuple[Any, ...], **keywords: Any) -> float:
+    torch._dynamo.reset()
+    compiled = torch.compile(model, **keywords)
     with torch.no_grad():
-        floor = microseconds(lambda: idle(*args))
+        return microseconds(lambda: compiled(*args))
+
+
+def measure(name: str, model: nn.Module, args: tuple[Any, ...], device: str, **options: Any) -> None:
+    model, args = model.to(device).eval(), tuple(arg.to(device) for arg in args)
+    tensors = sum(1 for _ in model.parameters()) + sum(1 for _ in model.buffers())
+    floor = cost(model, args, backend=aot_autograd(fw_compiler=nothing, inference_compiler=nothing))
     costs = []
-    fixed: dict[str, Any] = {"runtime": "reference", "cache": "off", "strict": True, "min_segment_nodes": 1}
-    for way, options in WAYS.items():
+    for way, chosen in WAYS.items():
         if way == "always" and device == "cpu":
             continue
-        torch._dynamo.reset()
-        ours = torch.compile(model, backend="tensorrt", options={**fixed, **options})
-        with torch.no_grad(), idle_contexts():
-            cost = microseconds(lambda run=ours: run(*args))  # type: ignore[misc]
-        costs.append(f"{way} {cost - floor:+.1f}")
-    print(f"{name} on {device}: {tensors} weights; no-op backend {floor:.1f} us; ours, over it: {', '.join(costs)}")
+        with idle_contexts():
+            ours = cost(model, args, backend="tensorrt", options={**FIXED, **chosen, **options})
+        costs.append(f"{way} {ours - floor:+.1f}")
+    if device == "cuda":
+        costs += [f"{rival} {cost(model, args, **way) - floor:+.1f}" for rival, way in RIVALS.items()]
+    print(
+        f"{name} on {device}: {tensors} weights; no-op backend {floor:.1f} us; over it: {', '.join(costs)}", flush=True
+    )
 
 
 @contextlib.contextmanager
 def idle_contexts() -> Iterator[None]:
     """Engines whose execution contexts compute nothing."""
-    original = Engine.take
+    original = Engine.make_call
 
-    def take(self: Engine, *args: Any) -> Any:
-        call = original(self, *args)
-        if not isinstance(call.context, IdleContext):
-            call.context = IdleContext(call.context)
+    def make_call(self: Engine, stream: int, profile: int) -> Call:
+        call = original(self, stream, profile)
+        call.context = IdleContext(call.context)
         return call
 
-    Engine.take = take  # type: ignore[assignment, method-assign]
+    Engine.make_call = make_call  # type: ignore[method-assign]
     yield
-    Engine.take = original  # type: ignore[method-assign]
+    Engine.make_call = original  # type: ignore[method-assign]
 
 
 def measure_check(count: int, check: Check) -> None:
     """The whole look at the weights of a call: the slot's guess, the begin before the engine, the answer after it."""
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    tensors = [torch.nn.Parameter(torch.randn(4, device=device)) for _ in range(count)]
+    tensors = tuple(torch.nn.Parameter(torch.randn(4, device=device)) for _ in range(count))
     weights = WeightSet(tensors, check)
     slot = Slot(weights)
     likely = {id(tensors[0]): slot}
@@ -125,18 +161,24 @@ def measure_check(count: int, check: Check) -> None:
         return found.holds(held, tensors)
 
     assert look()
-    print(f"check of {count} weights, {check}, on {device}: {microseconds(look):.1f} us")
+    print(f"check of {count} weights, {check}, on {device}: {microseconds(look):.1f} us", flush=True)
 
 
 def main() -> None:
     torch.set_num_threads(1)
+    device = "cuda" if torch.cuda.is_available() else "cpu"
     print(f"torch {torch.__version__}; the least of 15 repeats of 200 calls")
-    for count in (20, 200, 2000):
-        for check in get_args(Check):
-            measure_check(count, check)
-    for name in sys.argv[1:] or SIZES:
-        torch._dynamo.reset()
-        measure(name, "cuda" if torch.cuda.is_available() else "cpu")
+    what = sys.argv[1] if len(sys.argv) > 1 else "all"
+    if what in ("all", "check"):
+        for count in (20, 200, 2000):
+            for check in get_args(Check):
+                measure_check(count, check)
+    if what in ("all", "model"):
+        for name in sys.argv[2:] or SIZES:
+            measure(name, *MODELS[name](**SIZES.get(name, {})), device)
+    if what in ("all", "segments"):
+        for count in map(int, sys.argv[2:] or SEGMENTS):
+            measure(f"{count} segments", Chain(count), (torch.randn(8, 64),), device, eager_ops="aten.erf")
 
 
 if __name__ == "__main__":

@@ -64,6 +64,14 @@ def collected() -> Iterator[list[str]]:
         MESSAGES.quiet -= 1
 
 
+def last_errors() -> list[str]:
+    """The errors that TensorRT logged in this thread since this was asked last, for those who ask only after a failure:
+    they are logged as any other.
+    """
+    errors, MESSAGES.errors = MESSAGES.errors, []
+    return errors
+
+
 @functools.cache
 def logger() -> Any:
     """The process's one `ILogger`: TensorRT keeps the first that it is given."""

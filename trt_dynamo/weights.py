@@ -8,6 +8,7 @@ way of looking sees, and what it costs.
 
 from __future__ import annotations
 
+import ctypes
 import dataclasses
 import threading
 import weakref
@@ -18,6 +19,8 @@ import torch
 from torch.optim.optimizer import register_optimizer_step_post_hook
 
 from trt_dynamo.fingerprints import Fingerprints
+
+POINTER = ctypes.sizeof(ctypes.c_void_p)
 
 # How a set looks at its weights at each call: it reads all of them; it looks at versions, addresses and the optimizers'
 # steps, which misses a write through `.data`; or it only asks which weights they are.
@@ -90,6 +93,7 @@ class Reader:
 class Snapshot:
     """What was seen of the weights when an engine got exactly them; `reader` reads their content at these addresses."""
 
+    objects: bytes
     pointers: list[int]
     versions: list[int]
     steps: int
@@ -121,7 +125,7 @@ class WeightSet:
         self.references = [weakref.ref(t.untyped_storage(), self.freed) for t in tensors]
         reader = Reader(tensors)
         reader.record()
-        return Snapshot(pointers, versions, steps, declared, reader.read(tensors), reader)
+        return Snapshot(objects_of(tensors), pointers, versions, steps, declared, reader.read(tensors), reader)
 
     def freed(self, _: object) -> None:
         self.on_death()
@@ -136,7 +140,13 @@ class WeightSet:
         call began with. Another thread may have taken another snapshot, and changed the engine, meanwhile.
         """
         if self.check == "frozen":
-            return begun.declared == STEPS.declared and pointers_of(tensors) == begun.pointers
+            # Another model has tensors of its own; where it happens to get the names of one that is gone, while the
+            # memory of that one lives on, it has memory of its own.
+            return (
+                objects_of(tensors) == begun.objects
+                and begun.declared == STEPS.declared
+                and (not tensors or tensors[0].data_ptr() == begun.pointers[0])
+            )
         if self.check == "observed":
             return (
                 begun.steps == STEPS.count
@@ -165,8 +175,16 @@ def identity(tensors: Sequence[torch.Tensor]) -> tuple[int, ...]:
     return tuple(map(id, tensors))
 
 
+def objects_of(tensors: Sequence[torch.Tensor]) -> bytes:
+    """Which Python objects these are, as bytes: what a tuple holds, read at once. It stands for nothing once they are
+    gone.
+    """
+    held = tensors if type(tensors) is tuple else tuple(tensors)
+    return ctypes.string_at(id(held) + tuple.__basicsize__, len(held) * POINTER)
+
+
 def pointers_of(tensors: Sequence[torch.Tensor]) -> list[int]:
-    return list(map(torch.Tensor.data_ptr, tensors))
+    return [t.data_ptr() for t in tensors]
 
 
 def versions_of(tensors: Sequence[torch.Tensor]) -> list[int]:

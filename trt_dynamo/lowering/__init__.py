@@ -58,7 +58,8 @@ def lower(
         run_passes(lowered, settings)
         trace(log, "lowered", lambda: readable(lowered))
         known = {i: names[i] for i in weights if i < len(names)}
-        return make_boxed_func(compile(Lowered(lowered, weights, known)))
+        compiled = compile(Lowered(lowered, weights, known))
+        return compiled if hasattr(compiled, "_boxed_call") else make_boxed_func(compiled)
 
     def training(lowered: GraphModule, _: Sequence[Any]) -> Callable[..., Any]:
         return make_boxed_func(lowered.forward)

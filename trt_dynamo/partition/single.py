@@ -3,19 +3,27 @@
 from __future__ import annotations
 
 import operator
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
+from torch._functorch._aot_autograd.utils import make_boxed_func
 from torch.fx import GraphModule
 
 
-def callable_of(module: GraphModule) -> Callable[..., Any]:
-    """What computes the graph: the one module that it calls, where that takes all inputs and gives all results, in
-    their order; else the graph.
+def boxed(module: GraphModule) -> Callable[[list[Any]], Sequence[Any]]:
+    """What computes the graph from a list of its inputs: the one module that it calls, where that takes all inputs and
+    gives all results, in their order, and has a way to take them as a list, `respond`; else the graph.
     """
     only = only_call(module)
-    found: Callable[..., Any] = module.get_submodule(only) if only is not None else module.forward
-    return found
+    respond = getattr(module.get_submodule(only), "respond", None) if only is not None else None
+    if respond is None:
+        return make_boxed_func(module.forward)
+
+    def call(args: list[Any]) -> Sequence[Any]:
+        return respond(args)  # type: ignore[no-any-return]
+
+    call._boxed_call = True  # type: ignore[attr-defined]
+    return call
 
 
 def only_call(module: GraphModule) -> str | None:

@@ -16,6 +16,7 @@ import torch
 
 from trt_dynamo import log as tensorrt_log
 from trt_dynamo.errors import EngineError
+from trt_dynamo.runtime.streams import torch_stream
 from trt_dynamo.trt import to_trt, trt
 
 # Addresses on the device are given aligned as those of inputs; on the host an element's own size is enough.
@@ -171,12 +172,6 @@ def located(tensor: torch.Tensor) -> tuple[trt.Weights, trt.TensorLocation]:
     """A dense tensor as TensorRT takes it: its weights, and on which side they are."""
     weights = trt.Weights(to_trt(tensor.dtype), tensor.data_ptr(), tensor.numel())
     return weights, trt.TensorLocation.DEVICE if tensor.is_cuda else trt.TensorLocation.HOST
-
-
-def torch_stream(stream: int, device: torch.device) -> torch.cuda.Stream:
-    if stream == 0:
-        return torch.cuda.default_stream(device)
-    return torch.cuda.ExternalStream(stream, device=device)
 
 
 def refused(what: str, errors: Sequence[str]) -> EngineError:

@@ -1,0 +1,215 @@
+"""Calls of an engine: an execution context, with what it was told last, and calls prepared by their shapes.
+
+Comes in: a segment's arguments and a stream. Goes out: its results, on that stream. Nothing here makes the host wait
+for the GPU, but results whose size the engine finds.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from trt_dynamo import log as tensorrt_log
+from trt_dynamo.errors import EngineError
+from trt_dynamo.runtime.ports import Port, Shape, dense_strides
+from trt_dynamo.runtime.results import FoundResult, found_result
+from trt_dynamo.runtime.streams import beside_default, torch_stream
+
+if TYPE_CHECKING:
+    from trt_dynamo.runtime.engine import Engine
+
+
+@dataclasses.dataclass(eq=False, slots=True)
+class Prepared:
+    """What is known of a call before it comes, from the shapes of its arguments (and the values of its sizes).
+
+    `results` are the shape and strides of each result as the caller sees it, None for one whose size the engine finds;
+    the first context that is given these shapes fills them in.
+    """
+
+    profile: int
+    shapes: dict[str, Shape]
+    sizes: dict[str, torch.Tensor]  # on the host, each with its value
+    results: list[tuple[Shape, Shape] | None] | None = None
+
+
+def allocator(device: torch.device) -> Callable[[Shape, Shape, torch.dtype], torch.Tensor]:
+    """Makes an uninitialized tensor of a shape, strides and dtype on the device, which is the current one. For CUDA
+    what Inductor's code uses, if torch has it: half the time.
+    """
+    fast = getattr(torch._C._dynamo.guards, "_empty_strided_cuda", None)
+    if device.type == "cuda" and fast is not None:
+        return fast  # type: ignore[no-any-return]
+    return lambda shape, strides, dtype: torch.empty_strided(shape, strides, dtype=dtype, device=device)
+
+
+class Call:
+    """An execution context, and what it has been given: setters run on change only. For one thread at a time."""
+
+    def __init__(self, engine: Engine, context: Any) -> None:
+        self.engine = engine
+        self.context = context
+        self.profile = 0
+        self.stream = 0  # the caller's,
+        self.runs_on: torch.cuda.Stream | None = None  # and the one that the engine runs on, on a GPU
+        self.handle = 0
+        self.refits = 0  # how many refits of the engine it comes after
+        self.prepared: Prepared | None = None
+        self.shapes: dict[str, Shape] = {}
+        self.addresses: dict[str, int] = {}
+        self.weights: list[int] | None = None  # where the weights lay that it has been given,
+        self.copied: list[Port] = []  # and those of them that it cannot read where they lie
+        self.found: dict[str, FoundResult] = {}  # the results whose size the engine finds
+        self.scratch = 0  # bytes that it needs for its shapes,
+        self.scratch_at = 0  # and where it was given them last
+        self.after: torch.cuda.Event | None = None  # the end of its last run, where that was on a stream of the user's
+
+    def serve(self, stream: int) -> None:
+        """Calls come on this stream from now on."""
+        self.stream = stream
+        if self.engine.on_cuda:
+            ours = stream == 0
+            self.runs_on = beside_default(self.engine.index) if ours else torch_stream(stream, self.engine.device)
+            self.handle = self.runs_on.cuda_stream
+
+    def under_way(self) -> torch.cuda.Event | None:
+        """The end of what it has enqueued so far, if there can be any."""
+        if self.runs_on is None or self.stream:
+            return self.after
+        event: torch.cuda.Event = self.runs_on.record_event()
+        return event
+
+    def forget_shapes(self, profile: int) -> None:
+        """The context has another profile: it must be told everything anew."""
+        self.profile, self.prepared, self.shapes = profile, None, {}
+        self.addresses, self.weights, self.scratch_at = {}, None, 0
+
+    def follow_refit(self) -> None:
+        """What it runs comes after the engine's last refit."""
+        if self.runs_on is not None and self.engine.refitted is not None:
+            self.runs_on.wait_event(self.engine.refitted)
+        self.refits = self.engine.refits
+
+    def run(self, prepared: Prepared, args: Sequence[Any]) -> tuple[torch.Tensor, ...]:
+        """The results. All memory belongs to the caller's stream, which is the current one."""
+        if self.prepared is not prepared:
+            self.turn_to(prepared)
+        engine = self.engine
+        held = []  # what TensorRT reads must live until the work is enqueued
+        if engine.taken:
+            self.bind_weights(args)
+        for port in engine.read if not self.copied else [*engine.read, *self.copied]:
+            value = args[port.position]
+            address = 0 if port.name in engine.never_in_place else value.data_ptr()
+            if not address or address & engine.misaligned or not value.is_contiguous():
+                value = port.dense(value, engine.device, engine.alignment)
+                held.append(value)
+                address = value.data_ptr() or engine.placeholder.data_ptr()
+            if self.addresses.get(port.name) != address:
+                self.bind(port.name, address)
+        results = self.results(prepared)
+        if self.scratch:
+            scratch = engine.allocate((self.scratch,), (1,), torch.uint8)
+            held.append(scratch)
+            if scratch.data_ptr() != self.scratch_at:
+                self.scratch_at = scratch.data_ptr()
+                self.context.set_device_memory(self.scratch_at, self.scratch)
+        self.enqueue()
+        return tuple(results) if not self.found else self.sized(results)
+
+    def turn_to(self, prepared: Prepared) -> None:
+        """Tells the context the shapes of the calls to come."""
+        context, self.prepared = self.context, None
+        for name, shape in prepared.shapes.items():
+            if self.shapes.get(name) != shape:
+                if not context.set_input_shape(name, shape):
+                    raise EngineError(f"TensorRT refused the shape {shape} of {name}")
+                self.shapes[name] = shape
+        for name, value in prepared.sizes.items():
+            self.bind(name, value.data_ptr())
+        if prepared.results is None:
+            prepared.results = [self.result_of(port) for port in self.engine.outputs]
+        if self.engine.scratch_is_ours:
+            self.scratch, self.scratch_at = int(context.update_device_memory_size_for_shapes()), 0
+        self.prepared = prepared
+
+    def result_of(self, port: Port) -> tuple[Shape, Shape] | None:
+        """Shape and strides of a result, as the caller sees it."""
+        shape = tuple(self.context.get_tensor_shape(port.name))
+        if -1 in shape:
+            return None
+        strides = dense_strides(shape)
+        return tuple(shape[axis] for axis in port.inverse), tuple(strides[axis] for axis in port.inverse)
+
+    def results(self, prepared: Prepared) -> list[torch.Tensor]:
+        """Memory for the results; of one whose size the engine finds, nothing yet."""
+        assert prepared.results is not None
+        engine, results = self.engine, []
+        for port, known in zip(engine.outputs, prepared.results, strict=True):
+            if known is None:
+                self.find(port)
+                results.append(engine.placeholder)
+                continue
+            result = engine.allocate(*known, port.dtype)
+            self.bind(port.name, result.data_ptr() or engine.placeholder.data_ptr())
+            results.append(result)
+        return results
+
+    def sized(self, results: Sequence[torch.Tensor]) -> tuple[torch.Tensor, ...]:
+        """The results, now that the engine has found the size of some."""
+        outputs = self.engine.outputs
+        taken = {
+            port.name: self.found[port.name].take(port.dtype).permute(port.inverse)
+            for port in outputs
+            if port.name in self.found
+        }
+        return tuple(taken.get(port.name, result) for port, result in zip(outputs, results, strict=True))
+
+    def find(self, port: Port) -> None:
+        """Has a result get its memory once the engine has found its size."""
+        result = self.found.get(port.name)
+        if result is None:
+            result = self.found[port.name] = found_result(port.name, self.engine.device)
+            if not self.context.set_output_allocator(port.name, result):
+                raise EngineError(f"TensorRT refused the output allocator of {port.name}")
+        result.start(self.runs_on if self.stream == 0 else None)
+
+    def bind_weights(self, args: Sequence[Any]) -> None:
+        """Gives the context the weights that are inputs, if they lie elsewhere than at the last call: a model has
+        hundreds of them. One that cannot be read where it lies is copied at each call.
+        """
+        engine = self.engine
+        lie = [args[port.position].data_ptr() for port in engine.taken]
+        if lie == self.weights:
+            return
+        self.weights, self.copied = None, []
+        for port, address in zip(engine.taken, lie, strict=True):
+            value = args[port.position]
+            in_place = port.name not in engine.never_in_place and value.is_contiguous() and address
+            if in_place and not address & engine.misaligned:
+                self.bind(port.name, address)
+            else:
+                self.copied.append(port)
+        self.weights = lie
+
+    def bind(self, name: str, address: int) -> None:
+        if not self.context.set_tensor_address(name, address):
+            raise EngineError(f"TensorRT refused the address of {name}")
+        self.addresses[name] = address
+
+    def enqueue(self) -> None:
+        """Starts the engine. TensorRT would synchronize on the default stream, so there a stream of ours takes turns
+        with it; all memory belongs to the caller's stream, which waits for ours before it can reuse any.
+        """
+        done = self.context.execute_async_v3(self.handle)
+        if self.stream:
+            # Streams of ours live for ever; of this one nothing but the event may be left when somebody waits for it.
+            if self.after is None:
+                self.after = torch.cuda.Event()
+            self.after.record(self.runs_on)
+        if not done:
+            reasons = "; ".join(tensorrt_log.last_errors())
+            raise EngineError(f"TensorRT could not run the engine: {reasons or 'it gave no reason'}")

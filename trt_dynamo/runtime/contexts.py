@@ -1,0 +1,88 @@
+"""The execution contexts of an engine: made on demand up to a bound, each used by one thread at a time.
+
+A context stays with one stream, whose order keeps its memory safe, and with one profile, since to change that costs
+time on the device. Where there are as many as may be, one of another stream or profile is taken over, in the order of
+the device; where all are in use, the call waits for the next.
+"""
+
+from __future__ import annotations
+
+import collections
+import threading
+from collections.abc import Callable, Sequence
+
+from trt_dynamo.runtime.calls import Call
+
+Use = tuple[int, int]  # a stream's handle and a profile
+
+
+class Contexts:
+    """Lends contexts. `make` makes one for a stream and a profile, `turn` makes one of another use fit for this."""
+
+    def __init__(self, make: Callable[[int, int], Call], turn: Callable[[Call, int, int], None], most: int) -> None:
+        self.make, self.turn, self.most = make, turn, most
+        self.idle: dict[Use, list[Call]] = collections.defaultdict(list)
+        self.all: list[Call] = []
+        self.making = 0
+        self.waiting = 0
+        self.given_back = threading.Condition()
+
+    def take(self, stream: int, profile: int) -> Call:
+        """A context for this stream and profile that no other thread uses."""
+        try:
+            return self.idle[stream, profile].pop()
+        except IndexError:
+            return self.take_slowly(stream, profile)
+
+    def give_back(self, call: Call) -> None:
+        # To append and then to look is enough without the lock: who waits counts itself first, and looks then.
+        self.idle[call.stream, call.profile].append(call)
+        if self.waiting:
+            with self.given_back:
+                self.given_back.notify()
+
+    def take_slowly(self, stream: int, profile: int) -> Call:
+        with self.given_back:
+            while len(self.all) + self.making >= self.most:
+                self.waiting += 1
+                try:
+                    call = self.pop(self.by_fit(stream, profile))
+                    if call is None:
+                        self.given_back.wait()
+                        continue
+                finally:
+                    self.waiting -= 1
+                if (call.stream, call.profile) != (stream, profile):
+                    self.turn(call, stream, profile)
+                return call
+            self.making += 1
+        made = None
+        try:
+            made = self.make(stream, profile)
+        finally:
+            with self.given_back:
+                self.making -= 1
+                if made is not None:
+                    self.all.append(made)
+        return made
+
+    def withdraw(self, stream: int, profile: int) -> Call | None:
+        """A context of this profile that nobody uses, and that is not lent again; None if there is none."""
+        with self.given_back:
+            uses = [use for use in self.by_fit(stream, profile) if use[1] == profile]
+            call = self.pop(uses)
+            if call is not None:
+                self.all.remove(call)
+        return call
+
+    def by_fit(self, stream: int, profile: int) -> list[Use]:
+        return sorted([*self.idle], key=lambda use: (use != (stream, profile), use[1] != profile))
+
+    def pop(self, uses: Sequence[Use]) -> Call | None:
+        """A context that nobody uses: other threads may take and bring some meanwhile."""
+        for use in uses:
+            try:
+                return self.idle[use].pop()
+            except IndexError:
+                continue
+        return None
