@@ -27,12 +27,14 @@ from trt_dynamo.aten_converters.registry import lookup
 from trt_dynamo.build import Profile, build, profile_of
 from trt_dynamo.cache import Plan, digest, get_or_build, segment_key
 from trt_dynamo.errors import SettingsError, TrtDynamoError, WeightsMoved
+from trt_dynamo.fallback import NothingForTensorRT, compile_eager_parts, compile_graph
 from trt_dynamo.graph_breaks import warn_if_recurrent_skipped
 from trt_dynamo.known_ranges import use_known_ranges
 from trt_dynamo.lowering import Lowered, lower
 from trt_dynamo.lowering.lengths import keeps_lengths
 from trt_dynamo.origins import Origin
 from trt_dynamo.partition import Segment, main_device, partition
+from trt_dynamo.partition.single import boxed
 from trt_dynamo.precision import Findings, Precision
 from trt_dynamo.precision.recording import Recording, recall
 from trt_dynamo.profiles import Ranges
@@ -72,17 +74,27 @@ def tensorrt(module: GraphModule, inputs: Sequence[Any], **keywords: Any) -> Cal
         if trains:
             return train(module, inputs, settings)
         if reason is not None:
-            return module.forward
+            return left_over(module, inputs, settings)
         use_known_ranges(module, inputs, settings)
         return lower(module, inputs, functools.partial(compile_lowered, settings=settings), settings)
     except (RestartAnalysis, SkipFrame):  # Dynamo's own way of asking for another go
         raise
+    except NothingForTensorRT as error:
+        count("eager_graphs", str(error))
+        return left_over(module, inputs, settings)
     except Exception as error:  # whatever it is, the user's model runs: Dynamo's graph is as it was
         if settings.strict:
             raise
-        log.warning("a graph runs in eager because compiling it failed: %s: %s", type(error).__name__, error)
-        count("eager_graphs", type(error).__name__)
-        return module.forward
+        kind = type(error).__name__
+        log.warning("a graph runs in %s because compiling it failed: %s: %s", settings.fallback, kind, error)
+        count("eager_graphs", kind)
+        return module.forward if trains else left_over(module, inputs, settings)
+
+
+def left_over(module: GraphModule, inputs: Sequence[Any], settings: Settings) -> Callable[..., Any]:
+    """A graph that TensorRT has no part in: as it is, or compiled by Inductor."""
+    chosen = settings.training if needs_gradients(inputs) else settings.fallback
+    return compile_graph(module, inputs, settings) if chosen == "inductor" else module.forward
 
 
 def compile_lowered(lowered: Lowered, settings: Settings) -> Callable[..., Any]:
@@ -96,8 +108,11 @@ def compile_lowered(lowered: Lowered, settings: Settings) -> Callable[..., Any]:
             weights = [lowered.weights[position[name]] for name in segment.weights]
             runner = segment_runner(segment, weights, device, settings, f"graph_{number}.{segment.name}")
             setattr(parts.module, segment.name, runner)
+        outer = parts.module
+        if settings.fallback == "inductor":
+            outer = compile_eager_parts(parts, settings, f"graph_{number}")
     log.info("%d segments, %d nodes in TensorRT, %d in eager", len(parts.segments), *split_count(parts.verdicts))
-    return parts.module.forward
+    return boxed(outer)
 
 
 def segment_runner(
@@ -262,7 +277,8 @@ def why_eager(inputs: Sequence[Any], settings: Settings) -> str | None:
     if settings.strict or settings.runtime == "tensorrt":
         raise TrtDynamoError(f"no engine can run here: {missing}")
     warn_once(
-        f"the model runs in eager: {missing}. (runtime=reference evaluates engines' networks without a GPU, slowly.)"
+        f"the model runs in {settings.fallback}: {missing}. "
+        "(runtime=reference evaluates engines' networks without a GPU, slowly.)"
     )
     return missing
 
