@@ -98,6 +98,7 @@ def store() -> Store:
         "demo",
         "explain",
         "ops",
+        "selftest",
         *(f"cache {c}".strip() for c in ("", "list", "stats", "verify", "prune", "clear", "export", "import")),
     ],
 )

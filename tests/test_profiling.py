@@ -192,11 +192,12 @@ def test_a_slow_layer_takes_the_time() -> None:
 def test_only_the_calls_after_the_warm_up_count(monkeypatch: pytest.MonkeyPatch) -> None:
     runs: list[str] = []
     note = layer_times.LayerTimes.note
-    monkeypatch.setattr(
-        layer_times.LayerTimes,
-        "note",
-        lambda self, *given: (runs.append(given[1]), note(self, given[0], given[1], 6.0)),
-    )
+
+    def noted(self: layer_times.LayerTimes, segment: str, layer: str, milliseconds: float) -> None:
+        runs.append(layer)
+        note(self, segment, layer, 6.0)
+
+    monkeypatch.setattr(layer_times.LayerTimes, "note", noted)
     options = {"runtime": "reference", "min_segment_nodes": 1}
     (layers,) = profile_layers(lambda x: torch.relu(x) + 1, SPLIT, {}, options=options, calls=2).segments.values()
     assert len(runs) == (2 + 3) * len(layers)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import typer
 
-from trt_dynamo.cli import cache, cache_archive, demo, explain, info, ops
+from trt_dynamo.cli import cache, cache_archive, demo, explain, info, ops, selftest
 
 app = typer.Typer(
     help="TensorRT as a backend of torch.compile: what can run here, what would, and what is cached.",
@@ -20,6 +20,7 @@ app.command("info")(info.info)
 app.command("demo")(demo.demo)
 app.command("explain")(explain.explain)
 app.command("ops")(ops.ops)
+app.command("selftest")(selftest.selftest)
 cache.app.command("export")(cache_archive.export)
 cache.app.command("import")(cache_archive.import_)
 app.add_typer(cache.app, name="cache")
