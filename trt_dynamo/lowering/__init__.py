@@ -17,6 +17,7 @@ from torch._functorch._aot_autograd.utils import make_boxed_func
 from torch._guards import TracingContext
 from torch.fx import GraphModule
 
+from trt_dynamo.lowering import pooled_sizes  # noqa: F401  it changes what torch does while Dynamo traces for us
 from trt_dynamo.lowering.decompositions import decompositions
 from trt_dynamo.lowering.passes import run_passes
 from trt_dynamo.lowering.sessions import compile_session
