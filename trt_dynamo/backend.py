@@ -42,6 +42,7 @@ from trt_dynamo.registration import release_shared_name, warn_if_taken
 from trt_dynamo.reports import count, spend
 from trt_dynamo.runtime import SegmentModule
 from trt_dynamo.runtime.engine import Engine, load_plan
+from trt_dynamo.runtime.whole_graph import WholeGraph
 from trt_dynamo.settings import Settings, warn_once
 from trt_dynamo.tf32 import allows_tf32
 from trt_dynamo.training import needs_gradients, train
@@ -112,7 +113,15 @@ def compile_lowered(lowered: Lowered, settings: Settings) -> Callable[..., Any]:
         if settings.fallback == "inductor":
             outer = compile_eager_parts(parts, settings, f"graph_{number}")
     log.info("%d segments, %d nodes in TensorRT, %d in eager", len(parts.segments), *split_count(parts.verdicts))
-    return boxed(outer)
+    whole = settings.cuda_graphs == "whole" and device.type == "cuda"
+    return in_whole_graph(boxed(outer), lowered, device, settings, f"graph_{number}") if whole else boxed(outer)
+
+
+def in_whole_graph(
+    run: Callable[[list[Any]], Sequence[Any]], lowered: Lowered, device: torch.device, settings: Settings, name: str
+) -> WholeGraph:
+    index = device.index if device.index is not None else torch.cuda.current_device()
+    return WholeGraph(name, run, lowered.weights, index, settings.cuda_graphs_kept)
 
 
 def segment_runner(
@@ -178,7 +187,7 @@ def make_engine(
     shaped_by: dict[str, Any] = {
         "weights": dict.fromkeys(given, "refit") if refit else digests,
         "settings": settings,
-        "platform": platform_of(device, tf32),
+        "platform": platform_of(device, settings, tf32),
         "converters": converters_version(segment),
     }
     key = key_of(chosen.module, **shaped_by)
@@ -212,7 +221,7 @@ def make_engine(
 
     if settings.runtime == "reference" and refit and tensorrt_module.why_no_refit() is not None:
         # No builder makes such a plan here; the stand-in needs none.
-        return stand_in(converted(), profiles_of(converted()), device)
+        return stand_in(converted(), profiles_of(converted()), device, settings.max_contexts)
     started = time.perf_counter()
     plan, hit = get_or_build(key, build_plan, settings)
     spend("load_seconds" if hit else "build_seconds", time.perf_counter() - started)
@@ -220,9 +229,9 @@ def make_engine(
     if not refit and not unchanged():
         raise WeightsMoved(f"the weights of {segment.name} changed while its engine was built")
     if settings.runtime == "reference":
-        engine = stand_in(converted(), profiles_of(converted()), device)
+        engine = stand_in(converted(), profiles_of(converted()), device, settings.max_contexts)
     else:
-        engine = load_plan(plan.data, plan.manifest, device)
+        engine = load_plan(plan.data, plan.manifest, device, settings.max_contexts)
     engine.hit = hit
     if not hit:
         engine.made_otherwise = origin().what_changed(settings)
@@ -247,12 +256,14 @@ def origin_of(
     return Origin(graph, {**chosen, **platform, "converters": converters, "weights": content})
 
 
-def stand_in(network: ConvertedNetwork, profiles: Sequence[Profile], device: torch.device) -> Engine:
+def stand_in(network: ConvertedNetwork, profiles: Sequence[Profile], device: torch.device, contexts: int) -> Engine:
     """The reference evaluator in an engine's place. Equal segments share a plan, but this network has its own names."""
     from trt_dynamo.reference import ReferenceEngine, ReferenceRefitter
 
     raw = ReferenceEngine(network.network.raw, profiles, network.constants, device, weights=network.weights)
-    return Engine(raw, manifest_of(network), device, owner=network, refitter_factory=ReferenceRefitter)
+    return Engine(
+        raw, manifest_of(network), device, owner=network, refitter_factory=ReferenceRefitter, contexts=contexts
+    )
 
 
 def read_settings(keywords: Mapping[str, Any]) -> Settings:
@@ -326,13 +337,15 @@ def manifest_of(network: ConvertedNetwork) -> dict[str, Any]:
     }
 
 
-def platform_of(device: torch.device, tf32: bool) -> dict[str, str]:
+def platform_of(device: torch.device, settings: Settings, tf32: bool) -> dict[str, str]:
     """Where an engine can be used: a portable one of TensorRT-RTX anywhere, one of TensorRT on this kind of GPU."""
     facts = {
         "flavor": tensorrt_module.flavor(),
         "tensorrt": tensorrt_module.version(),
         "tf32": str(tf32),
     }
+    if tensorrt_module.is_rtx() and settings.cuda_graphs != "off":
+        facts["scratch memory"] = "the caller's"  # a flag of the build
     if device.type == "cuda" and not tensorrt_module.is_rtx():
         facts["gpu"] = torch.cuda.get_device_name(device)
         facts["capability"] = str(torch.cuda.get_device_capability(device))

@@ -65,6 +65,8 @@ def build(
         config.clear_flag(trt.BuilderFlag.TF32)  # TensorRT's default is on
     if refit:
         make_refittable(config)
+    if settings.cuda_graphs != "off" and may_be_captured(network):
+        config.set_flag(trt.BuilderFlag.REQUIRE_USER_ALLOCATION)
     for each in (profile, *hot):
         add_profile(builder, config, converted, each)
     started = time.perf_counter()
@@ -103,6 +105,18 @@ def make_refittable(config: trt.IBuilderConfig) -> None:
     """Only the weights that the network marks, where TensorRT can: all others stay constants that it may fold."""
     flag = getattr(trt.BuilderFlag, "REFIT_INDIVIDUAL", None)
     config.set_flag(trt.BuilderFlag.REFIT if flag is None else flag)
+
+
+# Layers that allocate while they run, whose engines cannot be captured as CUDA graphs.
+ALLOCATING = ("TRIP_LIMIT", "NON_ZERO", "NMS")
+
+
+def may_be_captured(network: Any) -> bool:
+    """Whether TensorRT for RTX takes the flag that makes an engine fit for CUDA graphs; TensorRT itself has none."""
+    if not hasattr(trt.BuilderFlag, "REQUIRE_USER_ALLOCATION"):
+        return False
+    kinds = {trt.ILayer.type.__get__(network.get_layer(i)).name for i in range(network.num_layers)}
+    return kinds.isdisjoint(ALLOCATING)
 
 
 def set_target(config: Any, index: int, target: str, count: int) -> None:

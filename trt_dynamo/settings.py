@@ -34,6 +34,7 @@ WeightsCheck = Literal["always", "observed"]
 Rebuild = Literal["background", "sync", "never"]
 Compile = Literal["sync", "background"]
 CacheMode = Literal["on", "readonly", "refresh", "off"]
+CudaGraphs = Literal["off", "auto", "whole"]
 Fallback = Literal["eager", "inductor"]
 Training = Literal["eager", "inductor"]
 Float64 = Literal["eager", "float32"]
@@ -104,8 +105,8 @@ class Settings:
     precision: Precision = setting(
         "native",
         "what engines compute in: `native` (the model's own types), `fp16` or `bf16` (what is float32 in the model, "
-        "where it bears it: docs/precision.md), `auto` (fp16 but for what would overflow or lose too much, by the values "
-        "that the first calls or `trt_dynamo.calibrate` recorded)",
+        "where it bears it: docs/precision.md), `auto` (fp16 but for what would overflow or lose too much, by the "
+        "values that the first calls or `trt_dynamo.calibrate` recorded)",
         engine=True,
     )
     precision_keep: tuple[str, ...] = setting(
@@ -201,6 +202,19 @@ class Settings:
     )
     training: Training = setting(
         "eager", "what runs the graphs that a backward pass may follow: `eager`, or `inductor` compiles them"
+    )
+    cuda_graphs: CudaGraphs = setting(
+        "off",
+        "whether calls are replayed as CUDA graphs: `auto` (each engine's, for shapes that come again), `whole` (a "
+        "compiled call with all that runs between its engines, where it can be captured; else as `auto`)",
+    )
+    cuda_graphs_kept: int = setting(
+        16, "for how many combinations of shapes an engine (or call) keeps a CUDA graph", low=1
+    )
+    max_contexts: int = setting(
+        16,
+        "execution contexts of an engine, so how many threads and streams run it at once; the others take turns",
+        low=1,
     )
     nvtx: bool = setting(False, "an NVTX range for each call of an engine, with its segment's name (docs/profiling.md)")
     progress: Progress = setting("auto", "progress bars for long builds: `auto` shows them on a terminal only")

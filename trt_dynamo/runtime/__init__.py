@@ -24,8 +24,10 @@ from trt_dynamo.profiles import Ranges, Sizes
 from trt_dynamo.reports import Build, count, noted
 from trt_dynamo.runtime import profiling
 from trt_dynamo.runtime.background import run_in_background, wait_for_builds
+from trt_dynamo.runtime.cuda_graphs import CAPTURE, WARM, NotNow
 from trt_dynamo.runtime.engine import Engine, OutsideProfile
 from trt_dynamo.runtime.slots import Slot, takes_inputs
+from trt_dynamo.runtime.whole_graph import Use
 from trt_dynamo.settings import Settings
 from trt_dynamo.weights import Check, WeightSet, identity
 
@@ -121,6 +123,8 @@ class SegmentModule(torch.nn.Module):
             return self.answer(args)
 
     def answer(self, args: Sequence[Any]) -> tuple[torch.Tensor, ...]:
+        if CAPTURE.calls is not None:
+            return self.answer_for_graph(args)
         if self.seen.wanted:
             self.seen.note(args)
         tensors = self.weights_of(args)
@@ -161,6 +165,24 @@ class SegmentModule(torch.nn.Module):
         with profiling.marked(profiling.in_eager(self.name, reason), self.nvtx):
             return tuple(self.eager.forward(*args))
 
+    def answer_for_graph(self, args: Sequence[Any]) -> tuple[torch.Tensor, ...]:
+        """The engine's answer while a CUDA graph of ours is captured, whose replays look at the weights.
+
+        Raises:
+            NotNow: no engine is ready for this call.
+        """
+        tensors = self.weights_of(args)
+        slot = self.shared if self.takes_inputs or not tensors else self.likely.get(id(tensors[0]))
+        fitted = slot.fitted if slot is not None else None
+        if slot is None or fitted is None or not slot.ready:
+            raise NotNow(f"{self.name} has no engine for this call yet")
+        try:
+            results = fitted[0](args)
+        except OutsideProfile as error:
+            raise NotNow(str(error)) from error
+        CAPTURE.uses.append(Use(slot, *fitted, tensors))
+        return results
+
     def prepare(self, tensors: Sequence[torch.Tensor]) -> None:
         """Builds (or loads) the engine for the weights that the model has now, at once or in the background."""
         with self.lock:
@@ -179,7 +201,7 @@ class SegmentModule(torch.nn.Module):
         shared = self.shared
         if shared is not None and self.takes_inputs:
             return (shared, BEING_BUILT) if shared.ready or shared.building else self.slot_for(tensors)
-        if self.on_cuda and self.check != "frozen" and torch.cuda.is_current_stream_capturing():
+        if self.on_cuda and self.check != "frozen" and torch._C._cuda_isCurrentStreamCapturing():
             return None, CAPTURED
         slot = self.likely.get(id(tensors[0])) if tensors else None
         return (slot, "") if slot is not None and slot.ready else self.slot_for(tensors)
@@ -378,6 +400,10 @@ class SegmentModule(torch.nn.Module):
                     self.give_up(error, in_background=build.background)
             return
         engine.built_for = ranges
+        if self.on_cuda and self.settings.cuda_graphs != "off":
+            # Where the whole call shall become a graph, that is tried first.
+            warm = WARM if self.settings.cuda_graphs == "auto" else 2 * WARM
+            engine.use_cuda_graphs(self.name, self.settings.cuda_graphs_kept, warm)
         with self.lock:
             slot.building = False
             if refit or weights is None or weights.snapshot.content == content:

@@ -7,7 +7,8 @@ for the GPU, but results whose size the engine finds.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Sequence
+import weakref
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -20,6 +21,10 @@ from trt_dynamo.runtime.streams import beside_default, torch_stream
 
 if TYPE_CHECKING:
     from trt_dynamo.runtime.engine import Engine
+
+
+# A segment's arguments, by position.
+Args = Sequence[Any] | Mapping[int, Any]
 
 
 @dataclasses.dataclass(eq=False, slots=True)
@@ -50,7 +55,7 @@ class Call:
     """An execution context, and what it has been given: setters run on change only. For one thread at a time."""
 
     def __init__(self, engine: Engine, context: Any) -> None:
-        self.engine = engine
+        self.engine = weakref.ref(engine)  # which holds this call in its pool, and must go when nobody else wants it
         self.context = context
         self.profile = 0
         self.stream = 0  # the caller's,
@@ -67,12 +72,17 @@ class Call:
         self.scratch_at = 0  # and where it was given them last
         self.after: torch.cuda.Event | None = None  # the end of its last run, where that was on a stream of the user's
 
+    @property
+    def owner(self) -> Engine:
+        engine = self.engine()
+        assert engine is not None, "an engine's execution context is used after the engine"
+        return engine
+
     def serve(self, stream: int) -> None:
         """Calls come on this stream from now on."""
-        self.stream = stream
-        if self.engine.on_cuda:
-            ours = stream == 0
-            self.runs_on = beside_default(self.engine.index) if ours else torch_stream(stream, self.engine.device)
+        self.stream, engine = stream, self.owner
+        if engine.on_cuda:
+            self.runs_on = torch_stream(stream, engine.device) if stream else beside_default(engine.index)
             self.handle = self.runs_on.cuda_stream
 
     def under_way(self) -> torch.cuda.Event | None:
@@ -82,6 +92,14 @@ class Call:
         event: torch.cuda.Event = self.runs_on.record_event()
         return event
 
+    def readmit(self, stream: int, after: torch.cuda.Event | None) -> None:
+        """Goes back to the engine's pool: a CUDA graph that had it is gone, whose last replay ended with `after`."""
+        if self.engine() is None:
+            return
+        self.serve(stream)
+        self.after = after if stream else None
+        self.owner.contexts.readmit(self)
+
     def forget_shapes(self, profile: int) -> None:
         """The context has another profile: it must be told everything anew."""
         self.profile, self.prepared, self.shapes = profile, None, {}
@@ -89,15 +107,16 @@ class Call:
 
     def follow_refit(self) -> None:
         """What it runs comes after the engine's last refit."""
-        if self.runs_on is not None and self.engine.refitted is not None:
-            self.runs_on.wait_event(self.engine.refitted)
-        self.refits = self.engine.refits
+        engine = self.owner
+        if self.runs_on is not None and engine.refitted is not None:
+            self.runs_on.wait_event(engine.refitted)
+        self.refits = engine.refits
 
-    def run(self, prepared: Prepared, args: Sequence[Any]) -> tuple[torch.Tensor, ...]:
+    def run(self, prepared: Prepared, args: Args) -> tuple[torch.Tensor, ...]:
         """The results. All memory belongs to the caller's stream, which is the current one."""
         if self.prepared is not prepared:
             self.turn_to(prepared)
-        engine = self.engine
+        engine = self.owner
         held = []  # what TensorRT reads must live until the work is enqueued
         if engine.taken:
             self.bind_weights(args)
@@ -131,8 +150,8 @@ class Call:
         for name, value in prepared.sizes.items():
             self.bind(name, value.data_ptr())
         if prepared.results is None:
-            prepared.results = [self.result_of(port) for port in self.engine.outputs]
-        if self.engine.scratch_is_ours:
+            prepared.results = [self.result_of(port) for port in self.owner.outputs]
+        if self.owner.scratch_is_ours:
             self.scratch, self.scratch_at = int(context.update_device_memory_size_for_shapes()), 0
         self.prepared = prepared
 
@@ -147,7 +166,7 @@ class Call:
     def results(self, prepared: Prepared) -> list[torch.Tensor]:
         """Memory for the results; of one whose size the engine finds, nothing yet."""
         assert prepared.results is not None
-        engine, results = self.engine, []
+        engine, results = self.owner, []
         for port, known in zip(engine.outputs, prepared.results, strict=True):
             if known is None:
                 self.find(port)
@@ -160,7 +179,7 @@ class Call:
 
     def sized(self, results: Sequence[torch.Tensor]) -> tuple[torch.Tensor, ...]:
         """The results, now that the engine has found the size of some."""
-        outputs = self.engine.outputs
+        outputs = self.owner.outputs
         taken = {
             port.name: self.found[port.name].take(port.dtype).permute(port.inverse)
             for port in outputs
@@ -172,16 +191,16 @@ class Call:
         """Has a result get its memory once the engine has found its size."""
         result = self.found.get(port.name)
         if result is None:
-            result = self.found[port.name] = found_result(port.name, self.engine.device)
+            result = self.found[port.name] = found_result(port.name, self.owner.device)
             if not self.context.set_output_allocator(port.name, result):
                 raise EngineError(f"TensorRT refused the output allocator of {port.name}")
         result.start(self.runs_on if self.stream == 0 else None)
 
-    def bind_weights(self, args: Sequence[Any]) -> None:
+    def bind_weights(self, args: Args) -> None:
         """Gives the context the weights that are inputs, if they lie elsewhere than at the last call: a model has
         hundreds of them. One that cannot be read where it lies is copied at each call.
         """
-        engine = self.engine
+        engine = self.owner
         lie = [args[port.position].data_ptr() for port in engine.taken]
         if lie == self.weights:
             return

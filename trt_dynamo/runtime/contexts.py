@@ -9,30 +9,34 @@ from __future__ import annotations
 
 import collections
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 from trt_dynamo.runtime.calls import Call
+
+if TYPE_CHECKING:
+    from trt_dynamo.runtime.engine import Engine
 
 Use = tuple[int, int]  # a stream's handle and a profile
 
 
 class Contexts:
-    """Lends contexts. `make` makes one for a stream and a profile, `turn` makes one of another use fit for this."""
+    """Lends the contexts of the engine that asks, at most so many at a time."""
 
-    def __init__(self, make: Callable[[int, int], Call], turn: Callable[[Call, int, int], None], most: int) -> None:
-        self.make, self.turn, self.most = make, turn, most
+    def __init__(self, most: int) -> None:
+        self.most = most
         self.idle: dict[Use, list[Call]] = collections.defaultdict(list)
         self.all: list[Call] = []
         self.making = 0
         self.waiting = 0
         self.given_back = threading.Condition()
 
-    def take(self, stream: int, profile: int) -> Call:
+    def take(self, engine: Engine, stream: int, profile: int) -> Call:
         """A context for this stream and profile that no other thread uses."""
         try:
             return self.idle[stream, profile].pop()
         except IndexError:
-            return self.take_slowly(stream, profile)
+            return self.take_slowly(engine, stream, profile)
 
     def give_back(self, call: Call) -> None:
         # To append and then to look is enough without the lock: who waits counts itself first, and looks then.
@@ -41,7 +45,7 @@ class Contexts:
             with self.given_back:
                 self.given_back.notify()
 
-    def take_slowly(self, stream: int, profile: int) -> Call:
+    def take_slowly(self, engine: Engine, stream: int, profile: int) -> Call:
         with self.given_back:
             while len(self.all) + self.making >= self.most:
                 self.waiting += 1
@@ -53,12 +57,12 @@ class Contexts:
                 finally:
                     self.waiting -= 1
                 if (call.stream, call.profile) != (stream, profile):
-                    self.turn(call, stream, profile)
+                    engine.turn(call, stream, profile)
                 return call
             self.making += 1
         made = None
         try:
-            made = self.make(stream, profile)
+            made = engine.make_call(stream, profile)
         finally:
             with self.given_back:
                 self.making -= 1
@@ -74,6 +78,12 @@ class Contexts:
             if call is not None:
                 self.all.remove(call)
         return call
+
+    def readmit(self, call: Call) -> None:
+        """Takes a context back that was withdrawn."""
+        with self.given_back:
+            self.all.append(call)
+        self.give_back(call)
 
     def by_fit(self, stream: int, profile: int) -> list[Use]:
         return sorted([*self.idle], key=lambda use: (use != (stream, profile), use[1] != profile))

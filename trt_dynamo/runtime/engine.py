@@ -6,6 +6,7 @@ answer.
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
@@ -14,12 +15,13 @@ import torch
 from trt_dynamo import log as tensorrt_log
 from trt_dynamo.errors import EngineError
 from trt_dynamo.runtime import layer_times
-from trt_dynamo.runtime.calls import Call, Prepared, allocator
+from trt_dynamo.runtime.calls import Args, Call, Prepared, allocator
 from trt_dynamo.runtime.contexts import Contexts
+from trt_dynamo.runtime.cuda_graphs import CAPTURE, Graph, Graphs, NotNow
 from trt_dynamo.runtime.gate import Gate
 from trt_dynamo.runtime.ports import CPU_ALIGNMENT, CUDA_ALIGNMENT, Port, Span, width, within
 from trt_dynamo.runtime.refit import MakeRefitter, Refit, Weight
-from trt_dynamo.runtime.streams import beside_default
+from trt_dynamo.runtime.streams import beside_default, for_captures
 from trt_dynamo.trt import trt
 
 # For so many combinations of shapes the call is kept prepared.
@@ -28,8 +30,8 @@ SHAPES_KEPT = 1000
 # Execution contexts that an engine has at most, by default.
 CONTEXTS = 16
 
-# Contexts that CUDA graphs of the user's use, which nobody tells us the end of.
-CAPTURED: list[Call] = []
+# Engines and contexts that CUDA graphs of the user's use, which nobody tells us the end of.
+CAPTURED: list[tuple[Engine, Call]] = []
 
 
 class OutsideProfile(EngineError):
@@ -75,7 +77,10 @@ class Engine:
         self.built_for: Mapping[Any, Any] = {}  # the ranges of sizes
         self.hit = False  # it came from the cache
         self.made_otherwise = ""  # how the cache's engine of the same graph was made otherwise
-        self.contexts = Contexts(self.make_call, self.turn, contexts)
+        self.graphs: Graphs | None = None  # calls as CUDA graphs,
+        self.in_graphs: weakref.WeakSet[Graph] = weakref.WeakSet()  # and all graphs, of whomever, that start the engine
+        self.numbers: list[int] = []  # arguments that it reads on its device, and are no tensors
+        self.contexts = Contexts(contexts)
         self.scratch_is_ours = True
         # Holds the place of an empty tensor, whose address would be null.
         self.placeholder = torch.zeros(CUDA_ALIGNMENT, dtype=torch.uint8, device=device)
@@ -98,7 +103,7 @@ class Engine:
             spans = self.raw.get_tensor_profile_shape(port.name, index)
         return tuple(spans[0]), tuple(spans[2])
 
-    def __call__(self, args: Sequence[Any]) -> tuple[torch.Tensor, ...]:
+    def __call__(self, args: Args) -> tuple[torch.Tensor, ...]:
         """The segment's results.
 
         Raises:
@@ -114,7 +119,7 @@ class Engine:
         stream = torch._C._cuda_getCurrentRawStream(self.index)
         return self.admitted(stream, args) if self.weights else self.on_stream(stream, args)
 
-    def admitted(self, stream: int, args: Sequence[Any]) -> tuple[torch.Tensor, ...]:
+    def admitted(self, stream: int, args: Args) -> tuple[torch.Tensor, ...]:
         """A call, which no refit comes into."""
         self.gate.enter()
         try:
@@ -124,12 +129,18 @@ class Engine:
         finally:
             self.gate.leave()
 
-    def on_stream(self, stream: int, args: Sequence[Any]) -> tuple[torch.Tensor, ...]:
+    def on_stream(self, stream: int, args: Args) -> tuple[torch.Tensor, ...]:
         key = tuple([args[i].shape for i in self.variable] + [args[i] for i in self.sized])
         prepared = self.prepared.get(key) or self.prepare(key, args)
+        if CAPTURE.calls is not None:
+            return self.for_graph(prepared, args, stream)
         if stream and torch._C._cuda_isCurrentStreamCapturing():
-            return self.captured(prepared, args, stream)
-        call = self.contexts.take(stream, prepared.profile)
+            return self.for_users_graph(prepared, args, stream)
+        if self.graphs is not None:
+            results = self.replayed(self.graphs, key, args, stream)
+            if results is not None:
+                return results
+        call = self.contexts.take(self, stream, prepared.profile)
         try:
             if call.refits != self.refits:
                 call.follow_refit()
@@ -139,7 +150,7 @@ class Engine:
 
     # -- what the shapes of a call ask for ----------------------------------------------------------------------------
 
-    def prepare(self, key: Any, args: Sequence[Any]) -> Prepared:
+    def prepare(self, key: Any, args: Args) -> Prepared:
         """What is to be known of calls of these shapes.
 
         Raises:
@@ -151,6 +162,7 @@ class Engine:
             for port, value in read
             if not isinstance(value, torch.Tensor) or port.always_copied(value, self.device)
         }
+        self.numbers = [port.position for port, value in read if not isinstance(value, torch.Tensor)]
         shapes = {port.name: port.shape(args[port.position]) for port in self.inputs}
         profile = next((i for i in self.narrow if self.fits(shapes, i)), 0)
         self.check(shapes, profile)
@@ -182,7 +194,7 @@ class Engine:
         engines share it and `torch.cuda.empty_cache` frees it.
         """
         with tensorrt_log.collected() as errors:
-            context = self.raw.create_execution_context(trt.ExecutionContextAllocationStrategy.USER_MANAGED)
+            context = self.new_context(trt.ExecutionContextAllocationStrategy.USER_MANAGED)
         if context is None:
             raise EngineError(f"TensorRT made no execution context: {'; '.join(errors) or 'it gave no reason'}")
         layer_times.watch(context)
@@ -190,6 +202,15 @@ class Engine:
         call.serve(stream)
         self.set_profile(call, profile)
         return call
+
+    def new_context(self, strategy: Any) -> Any:
+        if self.graphs is None or not hasattr(trt, "DynamicShapesKernelSpecializationStrategy"):
+            return self.raw.create_execution_context(strategy)
+        # TensorRT for RTX else puts better kernels in place while an engine runs, which a graph would not see.
+        config = self.raw.create_runtime_config()
+        config.set_execution_context_allocation_strategy(strategy)
+        config.dynamic_shapes_kernel_specialization_strategy = trt.DynamicShapesKernelSpecializationStrategy.EAGER
+        return self.raw.create_execution_context(config)
 
     def turn(self, call: Call, stream: int, profile: int) -> None:
         """Makes a context fit for another stream or profile, after all that it has under way."""
@@ -205,15 +226,59 @@ class Engine:
             raise EngineError(f"TensorRT refused the profile {profile}")
         call.forget_shapes(profile)
 
-    def captured(self, prepared: Prepared, args: Sequence[Any], stream: int) -> tuple[torch.Tensor, ...]:
-        """A call that becomes part of somebody's CUDA graph, whose replays use the context for ever: it gets one of its
+    # -- CUDA graphs --------------------------------------------------------------------------------------------------
+
+    def use_cuda_graphs(self, name: str, most: int, warm: int) -> None:
+        """Calls are captured as CUDA graphs from now on, at most so many, each after so many calls of its shapes."""
+        self.graphs = Graphs(name, self.index, most, warm)
+
+    def run_read(self, values: Sequence[Any]) -> Sequence[Any]:
+        """The results for what the engine reads, in the order of its inputs."""
+        return self({port.position: value for port, value in zip(self.inputs, values, strict=True)})
+
+    def replayed(self, graphs: Graphs, key: Any, args: Args, stream: int) -> tuple[torch.Tensor, ...] | None:
+        """The results by a CUDA graph, if there is one for these arguments."""
+        read = [args[port.position] for port in self.inputs]
+        graph = graphs.find((key, *[args[i] for i in self.numbers]), read, stream, self.run_read)
+        if graph is None:
+            return None
+        try:
+            if not graph.replays:
+                self.in_graphs.add(graph)
+            return tuple(graph.replay(read))
+        finally:
+            graph.lock.release()
+
+    def for_graph(self, prepared: Prepared, args: Args, stream: int) -> tuple[torch.Tensor, ...]:
+        """A call that becomes part of a CUDA graph of ours, or its rehearsal."""
+        if not CAPTURE.rehearsing:
+            call: Call = CAPTURE.next_call()
+            if call.engine() is not self:
+                raise NotNow("another engine has come into its place")
+            call.serve(stream)
+            return call.run(prepared, args)
+        call = self.contexts.withdraw(stream, prepared.profile) or self.make_call(stream, prepared.profile)
+        CAPTURE.take(call)
+        self.turn(call, stream, prepared.profile)
+        results = call.run(prepared, args)
+        if call.found:
+            raise EngineError("the size of a result is known only when the engine has run")
+        capturable = getattr(call.context, "is_stream_capturable", None)
+        if capturable is not None and not capturable(for_captures(self.index).cuda_stream):
+            raise EngineError("TensorRT says that the engine cannot be captured")
+        return results
+
+    def for_users_graph(self, prepared: Prepared, args: Args, stream: int) -> tuple[torch.Tensor, ...]:
+        """A call that becomes part of the user's CUDA graph, whose replays use the context for ever: it gets one of its
         own, which nothing takes away. One that has run before, if there is any: a new one may allocate, which ends a
         capture.
         """
         call = self.contexts.withdraw(stream, prepared.profile) or self.make_call(stream, prepared.profile)
         call.serve(stream)
-        CAPTURED.append(call)
+        CAPTURED.append((self, call))
         return call.run(prepared, args)
+
+    # -- weights that change ------------------------------------------------------------------------------------------
 
     @property
     def refittable(self) -> bool:
@@ -250,10 +315,12 @@ class Engine:
         """The refit comes after the last call of each context, and each context's next after it."""
         current = torch.cuda.current_stream(self.device)
         stream = current if current.cuda_stream else beside_default(self.index)  # as for calls
-        for call in self.contexts.all:
-            before = call.under_way()
-            if before is not None:
-                stream.wait_event(before)
+        ends = [call.under_way() for call in self.contexts.all] + [graph.after for graph in [*self.in_graphs]]
+        for end in ends:
+            if end is not None:
+                stream.wait_event(end)
+        if self.graphs is not None:
+            self.graphs.clear()
         try:
             self.replace(tensors, stream.cuda_stream)
         finally:
@@ -266,7 +333,7 @@ class Engine:
         self.weights_refit.apply(tensors, stream)
 
 
-def load_plan(plan: bytes, manifest: Mapping[str, Any], device: torch.device) -> Engine:
+def load_plan(plan: bytes, manifest: Mapping[str, Any], device: torch.device, contexts: int = CONTEXTS) -> Engine:
     """A plan loaded into TensorRT.
 
     Raises:
@@ -277,4 +344,4 @@ def load_plan(plan: bytes, manifest: Mapping[str, Any], device: torch.device) ->
         raw = runtime.deserialize_cuda_engine(plan)
         if raw is None:
             raise EngineError(f"TensorRT could not load the engine: {'; '.join(errors) or 'it gave no reason'}")
-    return Engine(raw, manifest, device, owner=runtime)
+    return Engine(raw, manifest, device, owner=runtime, contexts=contexts)

@@ -10,6 +10,8 @@ import functools
 
 import torch
 
+from trt_dynamo.errors import EngineError
+
 
 def torch_stream(handle: int, device: torch.device) -> torch.cuda.Stream:
     """A stream as torch knows it."""
@@ -18,15 +20,25 @@ def torch_stream(handle: int, device: torch.device) -> torch.cuda.Stream:
 
 @functools.cache
 def beside_default(index: int) -> torch.cuda.Stream:
-    """A stream of ours on a GPU, never destroyed, that CUDA itself keeps in turns with the default stream: what is
-    enqueued on either comes after all that was enqueued on the other before. That costs the host nothing, where two
-    events cost four calls.
+    """A stream on a GPU that CUDA itself keeps in turns with the default stream: what is enqueued on either comes after
+    all that was enqueued on the other before. That costs the host nothing, where two events cost four calls.
     """
+    return new_stream(index, "CU_STREAM_DEFAULT")
+
+
+@functools.cache
+def for_captures(index: int) -> torch.cuda.Stream:
+    """The stream on a GPU that CUDA graphs are captured on. None of torch's pool, which the user may be capturing."""
+    return new_stream(index, "CU_STREAM_NON_BLOCKING")
+
+
+def new_stream(index: int, flag: str) -> torch.cuda.Stream:
+    """A stream of ours, never destroyed."""
     from cuda.bindings import driver
 
     with torch.cuda.device(index):
         torch.cuda.Event().record(torch.cuda.current_stream(index))  # makes CUDA's context current, for the driver
-        status, handle = driver.cuStreamCreate(driver.CUstream_flags.CU_STREAM_DEFAULT)
+        status, handle = driver.cuStreamCreate(getattr(driver.CUstream_flags, flag))
         if status.value:
-            raise RuntimeError(f"CUDA made no stream: {status.name}")
+            raise EngineError(f"CUDA made no stream: {status.name}")
         return torch.cuda.ExternalStream(int(handle), device=index)

@@ -1,0 +1,325 @@
+"""Calls as CUDA graphs: captured once for each combination of shapes, then started by one call of the driver.
+
+Comes in: a function of tensors on a GPU, and its arguments. Goes out: its results, or None where the caller must run
+the function itself: the shapes are new, another thread is about to start the same graph, or it cannot be captured.
+
+A captured call reads an argument where it lay in the calls before, if that was always the same place, as a parameter
+does; any other is copied to a place of the graph's own. Results are copies: a later replay writes over the graph's own.
+The graphs of a stream share one pool of memory, since the stream runs one at a time.
+"""
+
+from __future__ import annotations
+
+import collections
+import dataclasses
+import functools
+import logging
+import threading
+from collections.abc import Callable, Hashable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+
+from trt_dynamo.errors import EngineError
+from trt_dynamo.runtime.streams import for_captures
+
+log = logging.getLogger(__name__)
+
+Function = Callable[[Sequence[Any]], Sequence[Any]]
+
+# A call is captured when its shapes came so often.
+WARM = 3
+# Of so many combinations of shapes it is known how often they came.
+SHAPES_KEPT = 1000
+# A graph that is dropped for another before it was replayed so often was not worth its capture: fewer are made then.
+WORTH = 10
+
+# One capture at a time in the process: they share memory pools.
+CAPTURING = threading.Lock()
+
+
+class NotNow(Exception):
+    """A call cannot be captured at present, though it may be later."""
+
+
+class Capture(threading.local):
+    """What this thread captures. It runs the function twice: a rehearsal, in which each engine takes an execution
+    context out of its pool and starts it once, as TensorRT wants it, and then for the graph, with the same contexts in
+    the same order. `calls` are these contexts, None while nothing is captured; `uses` is for owners of engines.
+    """
+
+    def __init__(self) -> None:
+        self.calls: list[Any] | None = None
+        self.rehearsing = False
+        self.taken = 0
+        self.uses: list[Any] = []
+
+    def take(self, call: Any) -> None:
+        assert self.calls is not None
+        self.calls.append(call)
+
+    def next_call(self) -> Any:
+        """The context that was rehearsed for this place in the function."""
+        assert self.calls is not None
+        if self.taken >= len(self.calls):
+            raise NotNow("the function ran otherwise than in its rehearsal")
+        self.taken += 1
+        return self.calls[self.taken - 1]
+
+
+CAPTURE = Capture()
+
+
+@dataclasses.dataclass(eq=False)
+class Seen:
+    """What is known of a combination of shapes: how often it came, where the arguments lay at the last call (None: no
+    tensor), and which of them moved.
+    """
+
+    addresses: list[int | None]
+    count: int = 1
+    moved: set[int] = dataclasses.field(default_factory=set)
+
+    def note(self, addresses: list[int | None]) -> None:
+        self.count += 1
+        self.moved |= {i for i, (old, new) in enumerate(zip(self.addresses, addresses, strict=True)) if old != new}
+        self.addresses = addresses
+
+
+@dataclasses.dataclass(eq=False)
+class Graph:
+    """A captured call, for replays on one stream. `fixed` says where arguments must lie; those of `copied` are copied
+    to `places`. `calls` are the execution contexts in it, `uses` what their owners noted when it was captured.
+    """
+
+    graph: torch.cuda.CUDAGraph
+    fixed: list[tuple[int, int]]
+    copied: list[int]
+    places: list[torch.Tensor]
+    results: list[Any]
+    calls: list[Any]
+    stream: int
+    uses: list[Any]
+    lock: threading.Lock = dataclasses.field(default_factory=threading.Lock)
+    after: torch.cuda.Event = dataclasses.field(default_factory=torch.cuda.Event)
+    replays: int = 0
+
+    def __post_init__(self) -> None:
+        self.tensors = [result for result in self.results if isinstance(result, torch.Tensor)]
+
+    def moved(self, args: Sequence[Any]) -> set[int]:
+        """The arguments that do not lie where the graph reads them."""
+        return {i for i, address in self.fixed if args[i].data_ptr() != address or not args[i].is_contiguous()}
+
+    def replay(self, args: Sequence[Any]) -> list[Any]:
+        """The results for arguments of the same shapes, none of them moved. On the current stream."""
+        if self.copied:
+            torch._foreach_copy_(self.places, [args[i] for i in self.copied])
+        self.graph.replay()
+        fresh = [torch.empty_like(result) for result in self.tensors]
+        if fresh:
+            torch._foreach_copy_(fresh, self.tensors)
+        self.after.record()
+        self.replays += 1
+        remaining = iter(fresh)
+        return [next(remaining) if isinstance(result, torch.Tensor) else result for result in self.results]
+
+
+class Graphs:
+    """The captured calls of one function on one GPU, the most recently used `most` of them. Threads may share it."""
+
+    def __init__(self, name: str, index: int, most: int, warm: int = WARM) -> None:
+        self.name, self.index, self.most, self.warm = name, index, most, warm
+        self.graphs: collections.OrderedDict[Hashable, Graph] = collections.OrderedDict()
+        self.seen: dict[Hashable, Seen] = {}
+        self.lock = threading.Lock()
+        self.refused: str | None = None  # why nothing is captured any more
+
+    def find(self, key: Hashable, args: Sequence[Any], stream: int, run: Function) -> Graph | None:
+        """The graph for these arguments, captured now if it is time, its `lock` held; None where there is none, or none
+        at this moment.
+
+        Args:
+            key: what the work depends on beside the values of the tensors: shapes, numbers.
+            args: tensors on the GPU, and numbers.
+            stream: the handle of the current stream.
+            run: the function, called to capture it.
+        """
+        if self.refused is not None:
+            return None
+        key = (stream, key)
+        graph = self.graphs.get(key)
+        if graph is None:
+            return self.prepare(key, args, stream, run)
+        if not graph.lock.acquire(blocking=False):
+            return None
+        moved = graph.moved(args)
+        if not moved:
+            with self.lock:
+                if key in self.graphs:
+                    self.graphs.move_to_end(key)
+            return graph
+        graph.lock.release()
+        with self.lock:
+            self.graphs.pop(key, None)
+            seen = self.seen.get(key)
+            if seen is not None:
+                seen.moved |= moved
+        self.release([graph])
+        return self.prepare(key, args, stream, run)
+
+    def prepare(self, key: Hashable, args: Sequence[Any], stream: int, run: Function) -> Graph | None:
+        """Counts a call; captures it if its shapes came often enough."""
+        addresses = [arg.data_ptr() if isinstance(arg, torch.Tensor) else None for arg in args]
+        with self.lock:
+            seen = self.seen.get(key)
+            if seen is None:
+                if len(self.seen) >= SHAPES_KEPT:
+                    self.seen.clear()
+                self.seen[key] = Seen(addresses)
+                return None
+            seen.note(addresses)
+            if seen.count < self.warm or key in self.graphs:
+                return None
+        if not CAPTURING.acquire(blocking=False):
+            return None
+        try:
+            graph = self.captured(seen, args, stream, run)
+        except NotNow as error:
+            log.debug("%s: no CUDA graph now: %s", self.name, error)
+            seen.count = 0
+            return None
+        except (RuntimeError, EngineError) as error:
+            self.refused = " ".join(str(error).split()) or type(error).__name__
+            log.info("%s: runs without a CUDA graph: %s", self.name, self.refused)
+            return None
+        finally:
+            CAPTURING.release()
+        graph.lock.acquire()
+        self.keep(key, graph)
+        return graph
+
+    def keep(self, key: Hashable, graph: Graph) -> None:
+        with self.lock:
+            self.graphs[key] = graph
+            dropped = []
+            while len(self.graphs) > self.most:
+                oldest = next(iter(self.graphs))
+                dropped.append(self.graphs.pop(oldest))
+                self.seen.pop(oldest, None)
+            if any(each.replays < WORTH for each in dropped):
+                self.warm *= 2
+        self.release(dropped)
+
+    def captured(self, seen: Seen, args: Sequence[Any], stream: int, run: Function) -> Graph:
+        """Captures the call. Of what was enqueued for it, nobody has the results."""
+        tensors = [i for i, arg in enumerate(args) if isinstance(arg, torch.Tensor)]
+        if any(args[i].get_device() != self.index for i in tensors):
+            raise EngineError("an input is on another device")
+        copied = [i for i in tensors if i in seen.moved or not args[i].is_contiguous()]
+        with torch.cuda.device(self.index), torch.inference_mode(False), torch.no_grad():
+            places = [torch.empty_like(args[i], memory_format=torch.contiguous_format).copy_(args[i]) for i in copied]
+            taken = list(args)
+            for i, place in zip(copied, places, strict=True):
+                taken[i] = place
+            graph = torch.cuda.CUDAGraph()
+            calls: list[Any] = []
+            try:
+                with rehearsal(calls, self.index):
+                    run(taken)
+                with capture(graph, calls, self.index, stream):
+                    results = list(run(taken))
+                    uses = CAPTURE.uses
+                check_results(results, args)
+            except BaseException:
+                for call in calls:
+                    call.readmit(stream, None)
+                raise
+        fixed = [(i, args[i].data_ptr()) for i in tensors if i not in copied]
+        log.info("%s: captured as a CUDA graph, %d of %d inputs copied", self.name, len(copied), len(tensors))
+        return Graph(graph, fixed, copied, places, results, calls, stream, uses)
+
+    def clear(self) -> None:
+        """Drops all graphs."""
+        with self.lock:
+            dropped = [*self.graphs.values()]
+            self.graphs.clear()
+            self.seen.clear()
+        self.release(dropped)
+
+    def drop(self, graph: Graph) -> None:
+        """Drops one graph."""
+        with self.lock:
+            for key in [key for key, each in self.graphs.items() if each is graph]:
+                del self.graphs[key]
+                self.seen.pop(key, None)
+        self.release([graph])
+
+    def release(self, graphs: Sequence[Graph]) -> None:
+        """Gives the execution contexts of dropped graphs back, to run after the last replay. (CUDA keeps a graph that
+        is dropped until its replays are done, and its memory serves this stream alone.)
+        """
+        for graph in graphs:
+            for call in graph.calls:
+                call.readmit(graph.stream, graph.after)
+
+
+@contextmanager
+def rehearsal(calls: list[Any], index: int) -> Iterator[None]:
+    """Runs the block as it will be captured, on the current stream. Random numbers then go on as if it had not run."""
+    CAPTURE.calls, CAPTURE.rehearsing, CAPTURE.uses = calls, True, []
+    try:
+        with torch.random.fork_rng([index]):
+            yield
+    finally:
+        CAPTURE.calls, CAPTURE.rehearsing = None, False
+
+
+@contextmanager
+def capture(graph: torch.cuda.CUDAGraph, calls: list[Any], index: int, stream: int) -> Iterator[None]:
+    """What the block enqueues becomes part of the graph, for replays on `stream`.
+
+    Not `torch.cuda.graph`, which synchronizes, collects garbage and empties the allocator's cache.
+    """
+    side = for_captures(index)
+    side.wait_stream(torch.cuda.current_stream(index))
+    CAPTURE.calls, CAPTURE.taken, CAPTURE.uses = calls, 0, []
+    try:
+        with torch.cuda.stream(side):
+            graph.capture_begin(pool=memory_pool(index, stream), capture_error_mode="thread_local")
+            try:
+                yield
+            except BaseException:
+                end_capture(graph)
+                raise
+            graph.capture_end()
+    finally:
+        CAPTURE.calls = None
+
+
+def end_capture(graph: torch.cuda.CUDAGraph) -> None:
+    """Ends a capture that went wrong; why it did is known already."""
+    try:
+        graph.capture_end()
+    except RuntimeError as error:
+        log.debug("the end of a capture that failed: %s", error)
+
+
+@functools.cache
+def memory_pool(index: int, stream: int) -> Any:
+    """The memory of all graphs that are replayed on a stream: it runs one at a time."""
+    with torch.cuda.device(index):
+        return torch.cuda.graph_pool_handle()
+
+
+def check_results(results: Sequence[Any], args: Sequence[Any]) -> None:
+    """Refuses results that are not memory of their own, which a copy would tear apart."""
+    given = {arg.untyped_storage().data_ptr() for arg in args if isinstance(arg, torch.Tensor)}
+    made = [r.untyped_storage().data_ptr() for r in results if isinstance(r, torch.Tensor) and r.numel()]
+    if given & set(made):
+        raise EngineError("a result is an input, or a view of one")
+    if len(set(made)) < len(made):
+        raise EngineError("two results share memory")
+    if any(not r.is_cuda for r in results if isinstance(r, torch.Tensor)):
+        raise EngineError("a result is on the CPU")

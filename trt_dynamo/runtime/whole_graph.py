@@ -1,0 +1,132 @@
+"""A whole compiled call as one CUDA graph: the engines, and what eager or Inductor runs between them.
+
+Comes in: what computes a lowered graph, as it is called by AOTAutograd. Goes out: the same, replayed where it can be.
+Each replay looks at the weights of its engines, as their own calls do.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+from collections.abc import Callable, Collection, Sequence
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from trt_dynamo.errors import EngineError
+from trt_dynamo.reports import count
+from trt_dynamo.runtime.cuda_graphs import CAPTURE, Graph, Graphs
+from trt_dynamo.runtime.engine import Engine
+
+if TYPE_CHECKING:
+    from trt_dynamo.runtime.slots import Slot
+    from trt_dynamo.weights import Snapshot
+
+log = logging.getLogger(__name__)
+
+Boxed = Callable[[list[Any]], Sequence[Any]]
+
+
+@dataclasses.dataclass(eq=False)
+class Use:
+    """An engine in a captured call, and the weights that it had."""
+
+    slot: Slot
+    engine: Engine
+    held: Snapshot | None
+    tensors: Sequence[torch.Tensor]  # the segment's weights in the call that was captured,
+    positions: list[int] = dataclasses.field(default_factory=list)  # and their places among the call's arguments
+
+    def place(self, args: Sequence[Any]) -> None:
+        """Finds the weights among the arguments."""
+        known = {id(arg): i for i, arg in enumerate(args)}
+        missing = [t for t in self.tensors if id(t) not in known]
+        if missing:
+            raise EngineError("a weight is no argument of the call")
+        self.positions, self.tensors = [known[id(t)] for t in self.tensors], ()
+
+    def begin(self) -> bool:
+        """Before a replay: whether the engine still has the weights that it was captured with."""
+        fitted = self.slot.fitted
+        if fitted is None or fitted[0] is not self.engine or fitted[1] is not self.held:
+            return False
+        self.slot.begin(self.held)
+        return True
+
+    def holds(self, args: Sequence[Any]) -> bool:
+        """After it: whether they are those of the call."""
+        return self.slot.holds(self.held, tuple([args[i] for i in self.positions]))
+
+
+class WholeGraph:
+    """Calls `run`, or replays it. Takes its arguments as a list.
+
+    Args:
+        name: for the log.
+        run: the function of AOTAutograd's arguments.
+        weights: the positions of those that are the same tensors, in general, from call to call.
+        index: the GPU.
+        most: how many combinations of shapes have a graph.
+    """
+
+    _boxed_call = True
+
+    def __init__(self, name: str, run: Boxed, weights: Collection[int], index: int, most: int) -> None:
+        self.run, self.weights, self.index = run, frozenset(weights), index
+        self.graphs = Graphs(name, index, most)
+        self.varying: list[int] | None = None  # the arguments that are no weights
+
+    def __call__(self, args: list[Any]) -> Sequence[Any]:
+        if self.graphs.refused is not None or CAPTURE.calls is not None:
+            return self.run(args)
+        stream = torch._C._cuda_getCurrentRawStream(self.index)
+        if torch._C._cuda_getDevice() != self.index or (stream and torch._C._cuda_isCurrentStreamCapturing()):
+            return self.run(args)
+        if self.varying is None:
+            self.varying = [i for i in range(len(args)) if i not in self.weights]
+        graph = self.graphs.find(tuple([described(args[i]) for i in self.varying]), args, stream, self.captured)
+        if graph is None:
+            return self.run(args)
+        try:
+            results = self.replay(graph, args)
+        finally:
+            graph.lock.release()
+        if results is None:
+            self.graphs.drop(graph)
+            return self.run(args)
+        return results
+
+    def captured(self, args: Sequence[Any]) -> Sequence[Any]:
+        """The call for its graph, and where its engines' weights are among the arguments."""
+        results = self.run(list(args))
+        for use in CAPTURE.uses:
+            use.place(args)
+        return results
+
+    def replay(self, graph: Graph, args: Sequence[Any]) -> Sequence[Any] | None:
+        """The results; None where an engine in the graph no longer has the weights of the call."""
+        entered = []
+        try:
+            for use in graph.uses:
+                if use.engine.weights:  # they can be refitted: not now
+                    use.engine.gate.enter()
+                    entered.append(use.engine.gate)
+                if not use.begin():
+                    return None
+                if not graph.replays:
+                    use.engine.in_graphs.add(graph)
+            results = graph.replay(args)
+        finally:
+            for gate in entered:
+                gate.leave()
+        if not all(use.holds(args) for use in graph.uses):
+            return None
+        for use in graph.uses:
+            use.slot.served += 1
+            count("engine_calls")
+        return results
+
+
+def described(value: Any) -> Any:
+    """What the work depends on: shape and strides of a tensor, a number itself."""
+    return (value.shape, value.stride()) if isinstance(value, torch.Tensor) else value
