@@ -151,7 +151,7 @@ def compile_eager_parts(parts: Partitioned, settings: Settings, prefix: str) -> 
         try:
             run = compile_part(part)
         except Exception as error:  # whatever it is, eager can do it
-            if settings.strict:
+            if settings.strict and not isinstance(error, Unsupported):
                 raise
             refused(name, error)
             continue

@@ -24,10 +24,9 @@ aten = torch.ops.aten
 # One kernel is one kernel in eager as well.
 SMALLEST = 2
 
-# Inductor's own random numbers are others than eager's; it calls eager's kernels for sizes that depend on data.
+# Inductor's own random numbers are others than eager's.
 LEFT_ALONE = {
     torch.Tag.nondeterministic_seeded: "random numbers stay eager's own",
-    torch.Tag.dynamic_output_shape: "the size of its result depends on data",
     torch.Tag.data_dependent_output: "it reads data to the host",
 }
 
@@ -85,6 +84,8 @@ def why_not_inductor(node: Node, device: torch.device) -> str:
     for tag, reason in LEFT_ALONE.items():
         if tag in node.target.tags:
             return reason
+    if {*node_symbols(node)} - {symbol for source in node.all_input_nodes for symbol in node_symbols(source)}:
+        return "the size of its result depends on data"
     read = [value for source in node.all_input_nodes for value in tensors_of(source)]
     if any(v.device != device for v in tensors_of(node)):
         return f"its result is not on {device}"
@@ -96,20 +97,35 @@ def why_not_inductor(node: Node, device: torch.device) -> str:
 
 
 def bind_symbols(outer: GraphModule, part: Segment) -> None:
-    """Gives the part, as inputs, the symbolic sizes that none of its inputs shows; the outer graph's inputs do."""
-    missing = unbound(part.module)
-    known = {
-        dim_of(node.meta["val"]): node
-        for node in outer.graph.nodes
-        if node.op == "placeholder" and isinstance(node.meta.get("val"), torch.SymInt)
-    }
+    """Gives the part, as inputs, the symbolic sizes that none of its inputs shows: from whatever before it does."""
     (call,) = outer.graph.find_nodes(op="call_module", target=part.name)
-    for symbol in sorted(missing & known.keys(), key=str):
+    for symbol in sorted(unbound(part.module), key=str):
+        size = size_before(call, symbol)
+        if size is None:
+            continue
         with part.module.graph.inserting_before():
-            size = part.module.graph.placeholder(known[symbol].name)
-        size.meta = dict(known[symbol].meta)
-        call.args = (known[symbol], *call.args)
+            inner = part.module.graph.placeholder(size.name)
+        inner.meta = dict(size.meta)
+        call.args = (size, *call.args)
     part.module.recompile()
+
+
+def size_before(call: Node, symbol: sympy.Symbol) -> Node | None:
+    """A node before the call whose value the symbol is, or the size of whose value; None if there is none."""
+    for node in call.graph.nodes:
+        value = node.meta.get("val")
+        if node is call:
+            return None
+        if isinstance(value, torch.SymInt) and dim_of(value) == symbol:
+            return node  # type: ignore[no-any-return]
+        if not isinstance(value, torch.Tensor) or symbol not in map(dim_of, value.shape):
+            continue
+        axis = [dim_of(size) for size in value.shape].index(symbol)
+        with call.graph.inserting_before(call):
+            size = call.graph.call_function(aten.sym_size.int, (node, axis))
+        size.meta["val"] = value.shape[axis]
+        return size
+    return None
 
 
 def settle_strides(outer: GraphModule, part: Segment) -> None:
