@@ -66,6 +66,7 @@ ALLOWED: dict[str, set[str]] = {
         "settings",
         "aten_converters",
         "backend",
+        "calibration",
         "explanation",
         "recorded_shapes",
         "registration",
@@ -75,7 +76,7 @@ ALLOWED: dict[str, set[str]] = {
 }
 
 # These put the stages together, and nothing but one another may import them.
-COMPOSE = {"backend", "cli", "__main__", "demo", "explanation", "layer_profile", "selftest", "testing"}
+COMPOSE = {"backend", "calibration", "cli", "__main__", "demo", "explanation", "layer_profile", "selftest", "testing"}
 
 
 def name_of(file: Path) -> str:

@@ -15,6 +15,7 @@ from trt_dynamo.settings import Settings
 if TYPE_CHECKING:
     from trt_dynamo.aten_converters import Network, Tensor, converter
     from trt_dynamo.backend import tensorrt
+    from trt_dynamo.calibration import Calibration, calibrate
     from trt_dynamo.explanation import explain
     from trt_dynamo.recorded_shapes import RecordedShapes, record_shapes
     from trt_dynamo.reports import report, reset_report
@@ -24,6 +25,7 @@ __version__ = "0.1.0"
 
 __all__ = [
     "BuildError",
+    "Calibration",
     "ConversionError",
     "EngineError",
     "Network",
@@ -34,6 +36,7 @@ __all__ = [
     "TrtDynamoError",
     "Unsupported",
     "__version__",
+    "calibrate",
     "converter",
     "explain",
     "record_shapes",
@@ -48,7 +51,9 @@ LAZY = {
     "Network": "trt_dynamo.aten_converters",
     "Tensor": "trt_dynamo.aten_converters",
     "converter": "trt_dynamo.aten_converters",
+    "Calibration": "trt_dynamo.calibration",
     "RecordedShapes": "trt_dynamo.recorded_shapes",
+    "calibrate": "trt_dynamo.calibration",
     "explain": "trt_dynamo.explanation",
     "record_shapes": "trt_dynamo.recorded_shapes",
     "report": "trt_dynamo.reports",

@@ -18,6 +18,8 @@ from trt_dynamo.lowering import Lowered, lower
 from trt_dynamo.lowering.lengths import keeps_lengths
 from trt_dynamo.partition import Partitioned, Segment, Verdict, partition
 from trt_dynamo.partition.eager_parts import eager_parts
+from trt_dynamo.precision import Precision, SegmentPrecision
+from trt_dynamo.precision.recording import recall
 from trt_dynamo.profiles import Sizes
 from trt_dynamo.reports import Build, builds_so_far
 from trt_dynamo.settings import Settings
@@ -30,7 +32,8 @@ class Explanation:
     graphs, `breaks` says what Dynamo left to eager before any graph was made; `cuts` names the engines whose range of
     sizes was cut because a tensor would be too large; `builds` are the engines that this process has made so far, for
     whatever model, each with the reason for it; `inductor` has the nodes of each part that Inductor would compile, the
-    whole of a graph where TensorRT takes no node of it."""
+    whole of a graph where TensorRT takes no node of it; `precision` says what each engine computes in, where the
+    setting asks for another type than the model's."""
 
     segments: tuple[Segment, ...]
     converted: int
@@ -41,6 +44,7 @@ class Explanation:
     cuts: tuple[str, ...] = ()
     builds: tuple[Build, ...] = ()
     inductor: tuple[tuple[str, ...], ...] = ()
+    precision: tuple[SegmentPrecision, ...] = ()
 
     def __str__(self) -> str:
         total, engines, graphs = self.converted + len(self.eager), len(self.segments), self.graphs
@@ -60,6 +64,7 @@ class Explanation:
         for (target, reason), verdicts in sorted(reasons.items(), key=lambda item: -len(item[1])):
             where = f"  [{verdicts[0].source}]" if verdicts[0].source else ""
             lines.append(f"  {len(verdicts)} x {target}: {reason}{where}")
+        lines += [str(told) for told in self.precision]
         lines += list(self.cuts)
         lines += [f"graph not lowered: {reason}" for reason in self.broken]
         lines += [f"not traced by Dynamo: {reason}" for reason in self.breaks]
@@ -79,6 +84,7 @@ class Explanation:
             "breaks": list(self.breaks),
             "cuts": list(self.cuts),
             "inductor": [list(nodes) for nodes in self.inductor],
+            "precision": [told.as_dict() for told in self.precision],
             "builds": [dataclasses.asdict(build) for build in self.builds],
         }
 
@@ -105,12 +111,14 @@ def explain(
     found: list[tuple[tuple[Segment, ...], tuple[Verdict, ...]]] = []
     broken: list[str] = []
     inductor: list[tuple[str, ...]] = []
+    precision: list[SegmentPrecision] = []
 
     def look(lowered: Lowered) -> Callable[..., Any]:
         original = lowered.module.forward
         with unset_fake_temporarily(), torch.no_grad():
             parts = partition(lowered.module, lowered.names, settings)
             inductor.extend(inductor_nodes(parts, settings))
+            precision.extend(precision_of(lowered, segment, settings) for segment in parts.segments)
         found.append((parts.segments, parts.verdicts))
         return original
 
@@ -145,7 +153,23 @@ def explain(
         cuts=tuple(f"{s.name}: {note}" for s in renamed if (note := cut_of(s, settings))),
         builds=builds_so_far(),
         inductor=tuple(inductor),
+        precision=tuple(
+            dataclasses.replace(told, segment=segment.name)
+            for told, segment in zip(precision, renamed, strict=True)
+            if settings.precision != "native"
+        ),
     )
+
+
+def precision_of(lowered: Lowered, segment: Segment, settings: Settings) -> SegmentPrecision:
+    """What a segment's engine would compute in, with the weights of now."""
+    names = [node.name for node in lowered.module.graph.nodes if node.op == "placeholder"]
+    weights = {name: lowered.weights[names.index(name)] for name in segment.weights}
+    auto = settings.precision == "auto"
+    found = recall(segment.module, weights, settings) if auto else None
+    precision = Precision(segment.module, segment.weights, settings, found)
+    chosen = precision.graph(list(weights.values()))
+    return SegmentPrecision(segment.name, settings.precision, chosen, recorded=not auto or found is not None)
 
 
 def inductor_nodes(parts: Partitioned, settings: Settings) -> list[tuple[str, ...]]:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import torch
 from torch.fx import GraphModule, Node
@@ -144,18 +145,39 @@ def name_of(node: Node) -> str:
     return str(node.meta.get("weight_name", node.target))
 
 
-def describe(name: str, chosen: Chosen, settings: Settings) -> list[str]:
-    """Lines on a segment's precision for people, the kept nodes by reason."""
-    if settings.precision == "native":
-        return []
-    lines = [f"{name}: {chosen.low} nodes compute in {settings.precision}, {chosen.wide} in float32"]
-    groups: dict[tuple[str, str], list[Kept]] = {}
-    for kept in chosen.kept:
-        groups.setdefault((kept.target, kept.reason), []).append(kept)
-    for (target, reason), nodes in sorted(groups.items(), key=lambda item: -len(item[1])):
-        where = f"  [{nodes[0].source}]" if nodes[0].source else ""
-        lines.append(f"  float32: {len(nodes)} x {target}: {reason}{where}")
-    return lines
+@dataclasses.dataclass(frozen=True, eq=False)
+class SegmentPrecision:
+    """What a segment's engine computes in, for people. `recorded` is False where `precision=auto` has no values yet."""
+
+    segment: str
+    precision: str
+    chosen: Chosen
+    recorded: bool = True
+
+    def __str__(self) -> str:
+        """The counts, then what was kept in float32, by reason."""
+        if not self.recorded:
+            return f"{self.segment}: precision=auto has recorded no values yet; the first calls do, in eager"
+        name = "fp16" if self.precision == "auto" else self.precision
+        lines = [f"{self.segment}: {self.chosen.low} nodes compute in {name}, {self.chosen.wide} in float32"]
+        groups: dict[tuple[str, str], list[Kept]] = {}
+        for kept in self.chosen.kept:
+            groups.setdefault((kept.target, kept.reason), []).append(kept)
+        for (target, reason), nodes in sorted(groups.items(), key=lambda item: -len(item[1])):
+            where = f"  [{nodes[0].source}]" if nodes[0].source else ""
+            lines.append(f"  float32: {len(nodes)} x {target}: {reason}{where}")
+        return "\n".join(lines)
+
+    def as_dict(self) -> dict[str, Any]:
+        """The same as plain data, for JSON."""
+        return {
+            "segment": self.segment,
+            "precision": self.precision,
+            "recorded": self.recorded,
+            "low": self.chosen.low,
+            "float32": self.chosen.wide,
+            "kept": [dataclasses.asdict(kept) for kept in self.chosen.kept],
+        }
 
 
-__all__ = ["TYPES", "Chosen", "Findings", "Kept", "Precision", "describe"]
+__all__ = ["TYPES", "Chosen", "Findings", "Kept", "Precision", "SegmentPrecision"]

@@ -129,14 +129,14 @@ class Chooser:
             return Kind.INPUT
         if reason:
             self.reasons[node] = reason
-        return Kind.WIDE if reason else Kind.CONSTANT
+        return Kind.EXACT if reason else Kind.CONSTANT
 
     def result_kind(self, node: Node) -> Kind:
         if node.target is operator.getitem:
             return self.kinds[node.args[0]]  # type: ignore[index]
         role = role_of(node)
         if role is Role.CREATION:
-            return Kind.CONSTANT if self.makes_what_fits(node) else Kind.WIDE
+            return self.number_kind(node) or Kind.CONSTANT
         if role is Role.CAST:
             return self.cast_kind(node)
         operands = float32_operands(node)
@@ -152,9 +152,17 @@ class Chooser:
             return self.run(node, Role.MOVEMENT)
         return Kind.WIDE if dtype in SMALL_INTEGERS else Kind.EXACT
 
-    def makes_what_fits(self, node: Node) -> bool:
-        known = [not isinstance(number, Node) and holds(self.low, number) for number in numbers(node)]
-        return "empty" in packet_of(node.target) or all(known)
+    def number_kind(self, node: Node) -> Kind | None:
+        """What a number that the half type cannot hold makes of a result: a large one would be infinite there. None
+        where all numbers fit.
+        """
+        if "empty" in packet_of(node.target) or role_of(node) is Role.SCALING:  # its epsilon is added in float32
+            return None
+        wrong = [n for n in numbers(node) if isinstance(n, Node) or not holds(self.low, n)]
+        large = torch.finfo(self.low).max
+        if any(not isinstance(n, Node) and abs(n) > large for n in wrong):
+            return Kind.EXACT
+        return Kind.WIDE if wrong else None
 
     def run(self, node: Node, role: Role) -> Kind:
         """The kind of a node that reads float32 values, and whether it computes in the half type."""
@@ -163,7 +171,10 @@ class Chooser:
         reason = self.why_wide(node, role, found)
         if reason:
             self.reasons[node] = reason
-            return first(found) if role is Role.MOVEMENT else Kind.WIDE
+            kind = self.number_kind(node)
+            if role is Role.MOVEMENT:
+                return first(found if kind is None else {*found, kind})
+            return kind or Kind.WIDE
         match role:
             case Role.MATRIX | Role.ATTENTION:
                 # Weights alone are computed once, when the engine is built.
@@ -188,11 +199,9 @@ class Chooser:
             return f"precision_keep={pattern}"
         if STAYS_FLOAT32 in node.meta and role is not Role.MOVEMENT:
             return str(node.meta[STAYS_FLOAT32])
-        found_numbers = () if role is Role.SCALING else numbers(node)  # its epsilon is added in float32
-        wrong = [number for number in found_numbers if isinstance(number, Node) or not holds(self.low, number)]
-        if wrong:
-            what = "a number made of sizes" if isinstance(wrong[0], Node) else f"{wrong[0]:.3g}"
-            return f"{NAMES[self.low]} may not hold {what}"
+        if self.number_kind(node) is not None:
+            shown = ", ".join("one made of sizes" if isinstance(n, Node) else f"{n:.3g}" for n in numbers(node))
+            return f"{NAMES[self.low]} may not hold its number {shown}"
         if role in (Role.MATRIX, Role.ATTENTION):
             if Kind.EXACT in found:
                 return "an operand must not be rounded"

@@ -11,6 +11,7 @@ import dataclasses
 import hashlib
 import logging
 import math
+import operator
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -21,6 +22,7 @@ from torch.fx import GraphModule, Interpreter, Node
 from trt_dynamo.cache import open_store
 from trt_dynamo.precision.choice import is_float32
 from trt_dynamo.precision.magnitudes import Findings, Magnitude, measured
+from trt_dynamo.precision.tables import Role, role_of
 from trt_dynamo.processes import renewed_in_children
 from trt_dynamo.reports import count
 from trt_dynamo.settings import Settings
@@ -51,18 +53,33 @@ LOCK = threading.Lock()
 RECORDED: dict[str, Recorded] = {}  # by signature
 
 
-def tensor_nodes(module: GraphModule) -> list[Node]:
-    """The nodes whose places signatures and records count: those with tensors for values."""
-    return [n for n in module.graph.nodes if isinstance(n.meta.get("val"), torch.Tensor | tuple | list)]
+def recorded_nodes(module: GraphModule) -> list[Node]:
+    """The nodes whose places signatures and records count: those that make values, not those that move them, of which
+    graphs for other sizes have others.
+    """
+    return [n for n in module.graph.nodes if is_value(n) and not moves(n)]
+
+
+def is_value(node: Node) -> bool:
+    return node.op != "output" and isinstance(node.meta.get("val"), torch.Tensor | tuple | list)
+
+
+def moves(node: Node) -> bool:
+    if node.target is operator.getitem:
+        return moves(node.args[0])  # type: ignore[arg-type]
+    return node.op == "call_function" and role_of(node) is Role.MOVEMENT
 
 
 def signature(module: GraphModule, weights: Mapping[str, torch.Tensor]) -> str:
     """What is the same for two graphs that can share a record: ops, edges, types and weights; not sizes and names."""
-    nodes = tensor_nodes(module)
-    places = {node: place for place, node in enumerate(nodes)}
-    parts = []
-    for node in nodes:
-        edges = [places[each] for each in node.all_input_nodes if each in places]
+    places: dict[Node, list[int]] = {}
+    parts: list[str] = []
+    for node in filter(is_value, module.graph.nodes):
+        edges = [place for each in node.all_input_nodes for place in places.get(each, ())]
+        if moves(node):
+            places[node] = list(dict.fromkeys(edges))
+            continue
+        places[node] = [len(parts)]
         dtype = getattr(node.meta["val"], "dtype", None)
         what = sampled(weights[node.name]) if node.name in weights else ""
         parts.append(f"{node.op} {node.target if node.op == 'call_function' else ''} {edges} {dtype} {what}")
@@ -82,10 +99,11 @@ class Watching(Interpreter):
     def __init__(self, module: GraphModule) -> None:
         super().__init__(module)
         self.found: dict[Node, torch.Tensor] = {}
+        self.measured = {n for n in recorded_nodes(module) if is_float32(n) and n.op != "get_attr"}
 
     def run_node(self, n: Node) -> Any:
         value = super().run_node(n)
-        if is_float32(n) and n.op != "get_attr" and isinstance(value, torch.Tensor):
+        if n in self.measured and isinstance(value, torch.Tensor):
             new = measured(value, LOW)
             old = self.found.get(n, new)
             self.found[n] = torch.stack([max_of(old, new, 0), torch.minimum(old[1], new[1]), max_of(old, new, 2)])
@@ -132,7 +150,8 @@ class Recording(torch.nn.Module):
         if not self.lock.acquire(blocking=False):  # another thread records its own call
             return self.eager.forward(*args)
         try:
-            count("eager_calls", BEING_RECORDED)
+            if self.make is not None:
+                count("eager_calls", BEING_RECORDED)
             if torch.cuda.is_available() and torch.cuda.is_current_stream_capturing():
                 return self.eager.forward(*args)
             with torch.no_grad():
@@ -146,7 +165,7 @@ class Recording(torch.nn.Module):
 
     def finish(self) -> Findings:
         """Keeps what was recorded so far for all graphs of this signature."""
-        places = {node: place for place, node in enumerate(tensor_nodes(self.eager))}
+        places = {node: place for place, node in enumerate(recorded_nodes(self.eager))}
         with LOCK:
             record = RECORDED.setdefault(self.signature, Recorded())
             for node, numbers in self.watching.found.items():
@@ -159,7 +178,7 @@ class Recording(torch.nn.Module):
 
 def findings(module: GraphModule, mark: str, record: Recorded) -> Findings:
     """What a record says of the nodes of a graph."""
-    nodes, found = tensor_nodes(module), record.misfits()
+    nodes, found = recorded_nodes(module), record.misfits()
     misfits = {nodes[place].name: magnitude.misfit(LOW) for place, magnitude in found.items()}
     numbers = {str(place): dataclasses.astuple(magnitude) for place, magnitude in found.items()}
     return Findings(misfits, {"signature": mark, "calls": record.calls, "misfits": numbers})
