@@ -5,6 +5,8 @@ test-cuda.
 from __future__ import annotations
 
 import copy
+import gc
+import resource
 import threading
 import warnings
 from collections.abc import Callable
@@ -209,3 +211,69 @@ def test_recurrent_layers(kind: Callable[..., nn.Module]) -> None:
             x = torch.randn(shape, device="cuda")
             assert_same(fast(x)[0], model(x)[0])
     assert engine_calls() > 0
+
+
+def test_ten_thousand_calls_of_changing_shapes_leave_nothing_behind() -> None:
+    model = nn.Sequential(nn.Linear(32, 64), nn.GELU(), nn.Linear(64, 8)).cuda()
+    fast = compiled(model, dynamic=True, weights="frozen")
+    sizes = torch.randint(2, 60, (10_000,), generator=torch.Generator().manual_seed(0)).tolist()
+    buffer = torch.randn(64, 32, device="cuda")
+
+    def calls(count: int) -> None:
+        with torch.no_grad():
+            for size in sizes[:count]:
+                fast(buffer[:size])
+
+    calls(1000)
+    torch.cuda.synchronize()
+    gc.collect()
+    before = torch.cuda.memory_allocated(), torch.cuda.memory_reserved()
+    objects, resident = len(gc.get_objects()), resident_bytes()
+    calls(10_000)
+    torch.cuda.synchronize()
+    gc.collect()
+    assert (torch.cuda.memory_allocated(), torch.cuda.memory_reserved()) == before
+    assert len(gc.get_objects()) < objects + 1000
+    assert resident_bytes() < resident + 32 * 2**20
+    assert report()["eager_calls"] == 0
+
+
+def resident_bytes() -> int:
+    """Bytes of the process's resident memory."""
+    with open("/proc/self/statm") as statm:
+        return int(statm.read().split()[1]) * resource.getpagesize()
+
+
+def test_scratch_memory_is_shared_and_goes_back() -> None:
+    models = [nn.Sequential(nn.Linear(256, 256), nn.GELU(), nn.Linear(256, 256)).cuda() for _ in range(4)]
+    fast = [compiled(model, weights="frozen") for model in models]
+    x = torch.randn(4096, 256, device="cuda")
+    with torch.no_grad():
+        for each in fast:
+            each(x)
+        torch.cuda.synchronize()
+        torch.cuda.empty_cache()
+        before = torch.cuda.memory_allocated()
+        torch.cuda.reset_peak_memory_stats()
+        for each in fast:
+            each(x)
+        torch.cuda.synchronize()
+        one = torch.cuda.max_memory_allocated() - before
+        assert torch.cuda.memory_allocated() == before
+        torch.cuda.reset_peak_memory_stats()
+        fast[0](x)
+        assert one <= torch.cuda.max_memory_allocated() - before + 2**20
+
+
+def test_contexts_of_many_streams_stay_bounded() -> None:
+    model = nn.Sequential(nn.Linear(64, 64), nn.ReLU(), nn.Linear(64, 64)).cuda()
+    fast = compiled(model, max_contexts=2)
+    x = torch.randn(8, 64, device="cuda")
+    with torch.no_grad():
+        fast(x)
+        torch.cuda.synchronize()
+        for turn in range(40):
+            with torch.cuda.stream(torch.cuda.Stream()):
+                y = x + turn
+                assert_same(fast(y), model(y))
+            assert_same(fast(x), model(x))

@@ -22,6 +22,7 @@ from typing import Any
 import torch
 
 from trt_dynamo.errors import EngineError
+from trt_dynamo.reports import count
 from trt_dynamo.runtime.streams import for_captures
 
 log = logging.getLogger(__name__)
@@ -122,6 +123,7 @@ class Graph:
             torch._foreach_copy_(fresh, self.tensors)
         self.after.record()
         self.replays += 1
+        count("replays")
         remaining = iter(fresh)
         return [next(remaining) if isinstance(result, torch.Tensor) else result for result in self.results]
 
@@ -237,6 +239,7 @@ class Graphs:
                     call.readmit(stream, None)
                 raise
         fixed = [(i, args[i].data_ptr()) for i in tensors if i not in copied]
+        count("cuda_graphs")
         log.info("%s: captured as a CUDA graph, %d of %d inputs copied", self.name, len(copied), len(tensors))
         return Graph(graph, fixed, copied, places, results, calls, stream, uses)
 
