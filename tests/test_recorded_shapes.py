@@ -16,7 +16,7 @@ import torch
 from torch import nn
 
 from tests.compiled import assert_same, compiled
-from trt_dynamo import RecordedShapes, SettingsError, record_shapes
+from trt_dynamo import RecordedShapes, SettingsError, explain, record_shapes
 from trt_dynamo.build import build
 from trt_dynamo.recorded_shapes import APPLIED
 from trt_dynamo.reports import report
@@ -307,6 +307,25 @@ def test_the_environment_names_the_file(recorded: Path, profiles: list[Any], mon
     with torch.no_grad():
         compiled(Net())(rows(5))
         assert of_rows(profiles) == [(3, 8, 20)]
+
+
+@pytest.mark.parametrize("way", ["the environment", "the option", "applied"])
+def test_explain_tells_the_recorded_ranges(way: str, recorded: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As the backend would use them: one graph, though the sizes of this call alone make a static one."""
+    net = Net().eval()
+    options: dict[str, Any] = {"min_segment_nodes": 1}
+    assert explain(net, rows(5), options=options).sizes == ()
+    torch._dynamo.reset()
+    if way == "the environment":
+        monkeypatch.setenv("TRT_DYNAMO_PROFILES", str(recorded))
+    elif way == "the option":
+        options["profiles"] = recorded
+    else:
+        RecordedShapes.load(recorded).apply(net)
+    found = explain(net, rows(5), options=options)
+    assert found.graphs == 1 and len(found.sizes) == 1 and "3 to 20 (best: 8)" in found.sizes[0]
+    assert found.sizes[0] in str(found) and found.as_dict()["sizes"] == list(found.sizes)
+    assert report()["engines_built"] == 0
 
 
 def test_a_size_of_one_is_a_graph_of_its_own(tmp_path: Path, profiles: list[Any]) -> None:

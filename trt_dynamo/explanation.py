@@ -14,6 +14,7 @@ from torch.fx import GraphModule
 
 from trt_dynamo import graph_breaks
 from trt_dynamo import trt as tensorrt_module
+from trt_dynamo.known_ranges import use_known_ranges
 from trt_dynamo.lowering import Lowered, lower
 from trt_dynamo.lowering.lengths import keeps_lengths
 from trt_dynamo.partition import Partitioned, Segment, Verdict, partition
@@ -29,11 +30,12 @@ from trt_dynamo.settings import Settings
 class Explanation:
     """What `explain` found. `segments` are the engines to be (each with its `nodes`); `converted` counts the nodes in
     them; `eager` are the verdicts (`node`, `target`, `reason`, `source`) on the others; `graphs` counts Dynamo's
-    graphs, `breaks` says what Dynamo left to eager before any graph was made; `cuts` names the engines whose range of
-    sizes was cut because a tensor would be too large; `builds` are the engines that this process has made so far, for
-    whatever model, each with the reason for it; `inductor` has the nodes of each part that Inductor would compile, the
-    whole of a graph where TensorRT takes no node of it; `precision` says what each engine computes in, where the
-    setting asks for another type than the model's."""
+    graphs, `breaks` says what Dynamo left to eager before any graph was made; `sizes` says for which sizes each
+    engine would be built, where they vary; `cuts` names those whose range was cut because a tensor would be too
+    large; `builds` are the engines that this process has made so far, for whatever model, each with the reason for
+    it; `inductor` has the nodes of each part that Inductor would compile, the whole of a graph where TensorRT takes
+    no node of it; `precision` says what each engine computes in, where the setting asks for another type than the
+    model's."""
 
     segments: tuple[Segment, ...]
     converted: int
@@ -41,6 +43,7 @@ class Explanation:
     graphs: int
     broken: tuple[str, ...] = ()
     breaks: tuple[str, ...] = ()
+    sizes: tuple[str, ...] = ()
     cuts: tuple[str, ...] = ()
     builds: tuple[Build, ...] = ()
     inductor: tuple[tuple[str, ...], ...] = ()
@@ -55,6 +58,7 @@ class Explanation:
         lines += [
             f"  {segment.name}: {len(segment.nodes)} nodes, {len(segment.weights)} weights" for segment in self.segments
         ]
+        lines += [f"  {told}" for told in self.sizes]
         reasons: dict[tuple[str, str], list[Verdict]] = collections.defaultdict(list)
         for verdict in self.eager:
             reasons[verdict.target, verdict.reason].append(verdict)
@@ -82,6 +86,7 @@ class Explanation:
             "eager": [dataclasses.asdict(verdict) for verdict in self.eager],
             "broken": list(self.broken),
             "breaks": list(self.breaks),
+            "sizes": list(self.sizes),
             "cuts": list(self.cuts),
             "inductor": [list(nodes) for nodes in self.inductor],
             "precision": [told.as_dict() for told in self.precision],
@@ -125,6 +130,7 @@ def explain(
     @keeps_lengths
     def backend(module: GraphModule, inputs: Sequence[Any]) -> Callable[..., Any]:
         try:
+            use_known_ranges(module, inputs, settings)
             return lower(module, inputs, look, settings)
         except (RestartAnalysis, SkipFrame):  # Dynamo's own way of asking for another go
             raise
@@ -140,6 +146,7 @@ def explain(
         for index, (segments, _) in enumerate(found)
         for segment in segments
     ]
+    sizes = [(segment, sizes_of(segment, settings)) for segment in renamed]
     verdicts = [verdict for _, group in found for verdict in group]
     refused = tuple(verdict for verdict in verdicts if not verdict.ok)
     graphs = len(found) + len(broken)
@@ -150,7 +157,8 @@ def explain(
         graphs,
         tuple(broken),
         breaks=tuple(breaks),
-        cuts=tuple(f"{s.name}: {note}" for s in renamed if (note := cut_of(s, settings))),
+        sizes=tuple(f"{s.name} for sizes {told}" for s, each in sizes if (told := ranges_told(each))),
+        cuts=tuple(f"{s.name}: {each.note}" for s, each in sizes if each.note),
         builds=builds_so_far(),
         inductor=tuple(inductor),
         precision=tuple(
@@ -182,8 +190,13 @@ def inductor_nodes(parts: Partitioned, settings: Settings) -> list[tuple[str, ..
     return [part.nodes for part in eager]
 
 
-def cut_of(segment: Segment, settings: Settings) -> str:
-    """What there is to say of sizes that the segment's engine does not take for the sake of memory."""
+def sizes_of(segment: Segment, settings: Settings) -> Sizes:
+    """The sizes of the segment's engine."""
     nodes = segment.module.graph.nodes
     inputs = [node.meta["val"] for node in nodes if node.op == "placeholder"]
-    return Sizes(inputs, [node.meta.get("val") for node in nodes], settings.max_tensor_bytes).note
+    return Sizes(inputs, [node.meta.get("val") for node in nodes], settings.max_tensor_bytes)
+
+
+def ranges_told(sizes: Sizes) -> str:
+    """The first ranges in words, empty where all sizes are fixed."""
+    return ", ".join(f"{name} {span.min} to {span.max} (best: {span.opt})" for name, span in sizes.first.items())
