@@ -46,7 +46,7 @@ def names_in(prof: profile) -> list[str]:
 
 
 def recorded(function: Any, *args: Any) -> list[str]:
-    with torch.no_grad(), profile(activities=[ProfilerActivity.CPU]) as prof:
+    with torch.no_grad(), profile(activities=[ProfilerActivity.CPU], acc_events=True) as prof:
         function(*args)
     return names_in(prof)
 
@@ -89,7 +89,7 @@ def test_an_error_of_the_engine_closes_its_record(monkeypatch: pytest.MonkeyPatc
     with torch.no_grad():
         model(*SPLIT)
         monkeypatch.setattr(Engine, "__call__", lambda self, args: 1 / 0)
-        with profile(activities=[ProfilerActivity.CPU]) as prof:
+        with profile(activities=[ProfilerActivity.CPU], acc_events=True) as prof:
             for _ in range(2):
                 with pytest.raises(ZeroDivisionError):
                     model(*SPLIT)
@@ -107,7 +107,10 @@ def test_nothing_is_recorded_where_nobody_looks(monkeypatch: pytest.MonkeyPatch)
         monkeypatch.setattr(torch.autograd.profiler, "record_function", never)
         monkeypatch.setattr(torch.cuda.nvtx, "range_push", never)
         assert_same(model(*SPLIT), split(*SPLIT))
-        with profile(activities=[ProfilerActivity.CPU]), pytest.raises(AssertionError, match="nobody reads"):
+        with (
+            profile(activities=[ProfilerActivity.CPU], acc_events=True),
+            pytest.raises(AssertionError, match="nobody reads"),
+        ):
             model(*SPLIT)
 
 

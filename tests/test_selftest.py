@@ -5,6 +5,10 @@ from __future__ import annotations
 import fnmatch
 import json
 import os
+import signal
+import subprocess
+import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -280,6 +284,27 @@ def test_a_process_that_does_not_start_is_told_once_for_each_case(tmp_path: Path
     found = list(run_cases(["a", "b"], "reference", limit=30, files=[str(file)]))
     assert [(result["name"], result["status"]) for result in found] == [("a", "crashed"), ("b", "crashed")]
     assert all("did not start (exit status 1): a library is missing" in result["error"] for result in found)
+
+
+@pytest.mark.slow
+def test_an_interrupt_keeps_what_was_found_and_leaves_no_process(tmp_path: Path) -> None:
+    file, path = tmp_path / "more.py", tmp_path / "found.json"
+    file.write_text(
+        "import os, pathlib, time\nfrom trt_dynamo.selftest.trial import case\n"
+        "@case('mine.a')\ndef a(t):\n    pass\n"
+        "@case('mine.b')\ndef b(t):\n"
+        "    pathlib.Path(__file__).with_name('pid').write_text(str(os.getpid()))\n    time.sleep(1000)\n"
+    )
+    command = [sys.executable, "-m", "trt_dynamo", "selftest", "--runtime", "reference", "--json", str(path)]
+    running = subprocess.Popen([*command, "--also", str(file), "--only", "mine"], stderr=subprocess.PIPE)
+    while not (tmp_path / "pid").exists() or not (tmp_path / "pid").read_text():
+        time.sleep(0.1)
+        assert running.poll() is None
+    running.send_signal(signal.SIGINT)
+    running.communicate(timeout=60)
+    assert running.returncode != 0
+    assert [result["name"] for result in json.loads(path.read_text())["cases"]] == ["mine.a"]
+    assert not is_alive(int((tmp_path / "pid").read_text()))
 
 
 def is_alive(pid: int) -> bool:
