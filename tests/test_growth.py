@@ -29,10 +29,10 @@ ROOT = Path(__file__).parent.parent
 
 # A model whose build takes a second or two, unless it is called off, and an event that tells that a build has begun.
 PRELUDE = """
-import os, signal, sys, threading, time
+import atexit, os, signal, sys, threading, time
 import torch
 from trt_dynamo import backend, explain, shutdown
-from trt_dynamo.runtime import wait_for_builds
+from trt_dynamo.runtime import background, wait_for_builds
 
 build = backend.build
 begun = threading.Event()
@@ -48,6 +48,22 @@ torch.set_grad_enabled(False)
 
 def fast(model=deep, **options):
     return torch.compile(model, backend="tensorrt", dynamic=True, options={"runtime": "reference", **options})
+
+def call_until_the_builds_are_over():
+    # Ended behind our own end, which is registered last and so runs first: torch alone aborts the process if a daemon
+    # is in one of its ops when Python is gone.
+    over = threading.Event()
+
+    @torch.no_grad()
+    def call():
+        while not over.is_set():
+            for n in range(2, 40):
+                model(torch.randn(n, 256))
+
+    caller = threading.Thread(target=call, daemon=True)
+    atexit.register(lambda: (over.set(), caller.join()))
+    background.prepare_for_the_end()
+    caller.start()
 """
 
 
@@ -75,10 +91,7 @@ ENDS: dict[str, tuple[str, int]] = {
     "returns": ("", 0),
     "exits": ("sys.exit(3)", 3),
     "from a function at exit": ("import atexit; atexit.register(lambda: print('last', flush=True))", 0),
-    "while another thread calls": (
-        "threading.Thread(target=lambda: [model(torch.randn(n + 2, 256)) for n in range(20)], daemon=True).start()",
-        0,
-    ),
+    "while another thread calls": ("call_until_the_builds_are_over()", 0),
 }
 
 
@@ -244,6 +257,25 @@ class Net(nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         return torch.tanh(self.linear(x)) + x.shape[0]
+
+
+def test_no_thread_to_be_had_disturbs_no_call(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The process has too many, or ends. The build is done with the next one that is asked for."""
+
+    def refuse(thread: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    first, second, x = Net().eval(), nn.Tanh(), torch.randn(5, 6)
+    fast, other = (compiled(net, compile="background") for net in (first, second))
+    with torch.no_grad():
+        with monkeypatch.context() as patched:
+            patched.setattr(threading.Thread, "start", refuse)
+            assert_same(fast(x), first(x))
+        assert wait_for_builds(0) and report()["builds"] == []
+        other(x)
+        assert wait_for_builds(100) and len(report()["builds"]) == 2
+        assert_same(fast(x), first(x))
+    assert report()["engine_calls"] == 1
 
 
 def too_wide(profile: Any, limit: int = 100) -> bool:

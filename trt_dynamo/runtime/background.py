@@ -34,11 +34,19 @@ class Builds:
 
     def add(self, work: Callable[[], None]) -> None:
         with self.changed:
+            if shutdown.ENDING.is_set():
+                return
             self.waiting.append(work)
-            if self.worker is None:
-                # A daemon, so that a build that hangs cannot keep the interpreter from its end.
-                self.worker = threading.Thread(target=self.run, name="trt_dynamo-build", daemon=True)
-                self.worker.start()
+            if self.worker is not None:
+                return
+            # A daemon, so that a build that hangs cannot keep the interpreter from its end.
+            worker = threading.Thread(target=self.run, name="trt_dynamo-build", daemon=True)
+            try:
+                worker.start()  # it waits for `changed`
+            except RuntimeError as error:  # too many threads, or from Python 3.12 on, the interpreter ends
+                log.warning("builds wait until another is asked for, no thread can be started: %s", error)
+                return
+            self.worker = worker
 
     def run(self) -> None:
         while True:
