@@ -185,7 +185,7 @@ def test_a_whole_call_with_an_operation_that_must_wait_for_the_gpu_is_not_captur
     assert report()["engine_calls"] > 0
 
 
-def test_random_numbers_go_on_as_in_eager() -> None:
+def test_random_numbers_are_eagers() -> None:
     def f(x: Tensor) -> Tensor:
         return torch.dropout(x * 2 + 1, 0.5, True).exp()
 

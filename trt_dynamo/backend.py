@@ -42,7 +42,7 @@ from trt_dynamo.registration import release_shared_name, warn_if_taken
 from trt_dynamo.reports import count, spend
 from trt_dynamo.runtime import SegmentModule
 from trt_dynamo.runtime.engine import Engine, load_plan
-from trt_dynamo.runtime.whole_graph import WholeGraph
+from trt_dynamo.runtime.whole_graph import WholeGraph, why_not_whole
 from trt_dynamo.settings import Settings, warn_once
 from trt_dynamo.tf32 import allows_tf32
 from trt_dynamo.training import needs_gradients, train
@@ -101,7 +101,7 @@ def left_over(module: GraphModule, inputs: Sequence[Any], settings: Settings) ->
 def compile_lowered(lowered: Lowered, settings: Settings) -> Callable[..., Any]:
     """The lowered graph with an engine in the place of each segment."""
     number = count("graphs") - 1
-    device = main_device(lowered.module)
+    device, hindrance = main_device(lowered.module), why_not_whole(lowered.module)
     with unset_fake_temporarily(), torch.no_grad():
         parts = partition(lowered.module, lowered.names, settings)
         position = {name: index for index, name in enumerate(placeholder_names(lowered.module))}
@@ -113,13 +113,23 @@ def compile_lowered(lowered: Lowered, settings: Settings) -> Callable[..., Any]:
         if settings.fallback == "inductor":
             outer = compile_eager_parts(parts, settings, f"graph_{number}")
     log.info("%d segments, %d nodes in TensorRT, %d in eager", len(parts.segments), *split_count(parts.verdicts))
-    whole = settings.cuda_graphs == "whole" and device.type == "cuda"
-    return in_whole_graph(boxed(outer), lowered, device, settings, f"graph_{number}") if whole else boxed(outer)
+    if settings.cuda_graphs != "whole" or device.type != "cuda":
+        return boxed(outer)
+    return in_whole_graph(boxed(outer), lowered, hindrance, device, settings, f"graph_{number}")
 
 
 def in_whole_graph(
-    run: Callable[[list[Any]], Sequence[Any]], lowered: Lowered, device: torch.device, settings: Settings, name: str
-) -> WholeGraph:
+    run: Callable[[list[Any]], Sequence[Any]],
+    lowered: Lowered,
+    hindrance: str | None,
+    device: torch.device,
+    settings: Settings,
+    name: str,
+) -> Callable[..., Any]:
+    """The compiled call, replayed as one CUDA graph, unless something hinders that."""
+    if hindrance is not None:
+        log.info("%s is not captured whole as a CUDA graph: %s", name, hindrance)
+        return run
     index = device.index if device.index is not None else torch.cuda.current_device()
     return WholeGraph(name, run, lowered.weights, index, settings.cuda_graphs_kept)
 
@@ -261,6 +271,8 @@ def stand_in(network: ConvertedNetwork, profiles: Sequence[Profile], device: tor
     from trt_dynamo.reference import ReferenceEngine, ReferenceRefitter
 
     raw = ReferenceEngine(network.network.raw, profiles, network.constants, device, weights=network.weights)
+    if device.type == "cuda":  # it keeps copies of weights that this stream made, and runs on any
+        torch.cuda.current_stream(device).synchronize()
     return Engine(
         raw, manifest_of(network), device, owner=network, refitter_factory=ReferenceRefitter, contexts=contexts
     )

@@ -25,6 +25,8 @@ COUNTERS = (
     "eager_calls",
     "refits",
     "rebuilds",
+    "cuda_graphs",
+    "replays",
     "inductor_parts",
     "inductor_graphs",
     "inductor_refusals",

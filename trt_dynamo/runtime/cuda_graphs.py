@@ -11,18 +11,19 @@ The graphs of a stream share one pool of memory, since the stream runs one at a 
 from __future__ import annotations
 
 import collections
+import contextlib
 import dataclasses
 import functools
 import logging
 import threading
 from collections.abc import Callable, Hashable, Iterator, Sequence
-from contextlib import contextmanager
 from typing import Any
 
 import torch
 
 from trt_dynamo.errors import EngineError
 from trt_dynamo.reports import count
+from trt_dynamo.runtime.stream_capture import ExecutableGraph, begin_capture, end_capture
 from trt_dynamo.runtime.streams import for_captures
 
 log = logging.getLogger(__name__)
@@ -94,7 +95,7 @@ class Graph:
     to `places`. `calls` are the execution contexts in it, `uses` what their owners noted when it was captured.
     """
 
-    graph: torch.cuda.CUDAGraph
+    graph: ExecutableGraph
     fixed: list[tuple[int, int]]
     copied: list[int]
     places: list[torch.Tensor]
@@ -117,7 +118,7 @@ class Graph:
         """The results for arguments of the same shapes, none of them moved. On the current stream."""
         if self.copied:
             torch._foreach_copy_(self.places, [args[i] for i in self.copied])
-        self.graph.replay()
+        self.graph.launch(self.stream)
         fresh = [torch.empty_like(result) for result in self.tensors]
         if fresh:
             torch._foreach_copy_(fresh, self.tensors)
@@ -225,14 +226,11 @@ class Graphs:
             taken = list(args)
             for i, place in zip(copied, places, strict=True):
                 taken[i] = place
-            graph = torch.cuda.CUDAGraph()
             calls: list[Any] = []
             try:
-                with rehearsal(calls, self.index):
+                with rehearsal(calls):
                     run(taken)
-                with capture(graph, calls, self.index, stream):
-                    results = list(run(taken))
-                    uses = CAPTURE.uses
+                graph, results, uses = capture(functools.partial(run, taken), calls, self.index, stream)
                 check_results(results, args)
             except BaseException:
                 for call in calls:
@@ -268,52 +266,48 @@ class Graphs:
                 call.readmit(graph.stream, graph.after)
 
 
-@contextmanager
-def rehearsal(calls: list[Any], index: int) -> Iterator[None]:
-    """Runs the block as it will be captured, on the current stream. Random numbers then go on as if it had not run."""
+@contextlib.contextmanager
+def rehearsal(calls: list[Any]) -> Iterator[None]:
+    """Runs the block as it will be captured, on the current stream."""
     CAPTURE.calls, CAPTURE.rehearsing, CAPTURE.uses = calls, True, []
     try:
-        with torch.random.fork_rng([index]):
-            yield
+        yield
     finally:
         CAPTURE.calls, CAPTURE.rehearsing = None, False
 
 
-@contextmanager
-def capture(graph: torch.cuda.CUDAGraph, calls: list[Any], index: int, stream: int) -> Iterator[None]:
-    """What the block enqueues becomes part of the graph, for replays on `stream`.
+def capture(
+    run: Callable[[], Sequence[Any]], calls: list[Any], index: int, stream: int
+) -> tuple[ExecutableGraph, list[Any], list[Any]]:
+    """What `run` enqueues, for replays on `stream`; its results, and what `CAPTURE.uses` holds at its end.
 
-    Not `torch.cuda.graph`, which synchronizes, collects garbage and empties the allocator's cache.
+    By the driver's own calls. torch's `CUDAGraph` lets no other thread draw random numbers on the GPU meanwhile, and
+    leaves its allocator and its generator unusable when a capture fails.
     """
-    side = for_captures(index)
+    side = for_captures(index, stream)
     side.wait_stream(torch.cuda.current_stream(index))
     CAPTURE.calls, CAPTURE.taken, CAPTURE.uses = calls, 0, []
     try:
-        with torch.cuda.stream(side):
-            graph.capture_begin(pool=memory_pool(index, stream), capture_error_mode="thread_local")
+        with torch.cuda.use_mem_pool(memory_pool(index, stream)), torch.cuda.stream(side):
+            begin_capture(side.cuda_stream)
             try:
-                yield
+                results = list(run())
             except BaseException:
-                end_capture(graph)
+                end_capture(side.cuda_stream)
                 raise
-            graph.capture_end()
+            graph = end_capture(side.cuda_stream)
     finally:
         CAPTURE.calls = None
-
-
-def end_capture(graph: torch.cuda.CUDAGraph) -> None:
-    """Ends a capture that went wrong; why it did is known already."""
-    try:
-        graph.capture_end()
-    except RuntimeError as error:
-        log.debug("the end of a capture that failed: %s", error)
+    if graph is None:
+        raise EngineError("something in it cannot be captured")
+    return ExecutableGraph(graph), results, CAPTURE.uses
 
 
 @functools.cache
-def memory_pool(index: int, stream: int) -> Any:
+def memory_pool(index: int, stream: int) -> torch.cuda.MemPool:
     """The memory of all graphs that are replayed on a stream: it runs one at a time."""
     with torch.cuda.device(index):
-        return torch.cuda.graph_pool_handle()
+        return torch.cuda.MemPool()
 
 
 def check_results(results: Sequence[Any], args: Sequence[Any]) -> None:

@@ -264,7 +264,7 @@ class Engine:
         if call.found:
             raise EngineError("the size of a result is known only when the engine has run")
         capturable = getattr(call.context, "is_stream_capturable", None)
-        if capturable is not None and not capturable(for_captures(self.index).cuda_stream):
+        if capturable is not None and not capturable(for_captures(self.index, stream).cuda_stream):
             raise EngineError("TensorRT says that the engine cannot be captured")
         return results
 

@@ -27,8 +27,10 @@ def beside_default(index: int) -> torch.cuda.Stream:
 
 
 @functools.cache
-def for_captures(index: int) -> torch.cuda.Stream:
-    """The stream on a GPU that CUDA graphs are captured on. None of torch's pool, which the user may be capturing."""
+def for_captures(index: int, stream: int) -> torch.cuda.Stream:
+    """What CUDA graphs are captured on that are replayed on `stream`, which then have torch's scratch memory for
+    matrix products to themselves. None of torch's pool, which the user may be capturing.
+    """
     return new_stream(index, "CU_STREAM_NON_BLOCKING")
 
 

@@ -12,6 +12,7 @@ from collections.abc import Callable, Collection, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
+from torch.fx import GraphModule
 
 from trt_dynamo.errors import EngineError
 from trt_dynamo.reports import count
@@ -125,6 +126,29 @@ class WholeGraph:
             use.slot.served += 1
             count("engine_calls")
         return results
+
+
+def why_not_whole(module: GraphModule) -> str | None:
+    """What in a lowered graph keeps its calls from being captured whole, or None. What this overlooks shows when a call
+    is captured.
+    """
+    for node in module.graph.nodes:
+        tags = getattr(node.target, "tags", ())
+        for tag, why in HINDRANCES.items():
+            if tag in tags:
+                return f"{node.target} {why}"
+        values = node.meta.get("val")
+        for value in values if isinstance(values, list | tuple) else [values]:
+            if isinstance(value, torch.Tensor) and value.device.type != "cuda":
+                return f"{node.name} is on {value.device}"
+    return None
+
+
+HINDRANCES = {
+    torch.Tag.nondeterministic_seeded: "draws random numbers, which torch counts on the host",
+    torch.Tag.data_dependent_output: "gives the host a value from the GPU",
+    torch.Tag.dynamic_output_shape: "has a result whose size depends on data",
+}
 
 
 def described(value: Any) -> Any:
