@@ -16,7 +16,7 @@ from trt_dynamo import trt as tensorrt_module
 from trt_dynamo.errors import TrtDynamoError
 from trt_dynamo.reports import report
 from trt_dynamo.runtime.layer_times import layer_times
-from trt_dynamo.settings import FIELDS, Settings
+from trt_dynamo.settings import Settings
 
 WARM_UP = 3
 NO_SPEED = "times of the reference evaluator, which say nothing about the speed of an engine"
@@ -88,5 +88,4 @@ def since(before: Mapping[str, Any], counter: str) -> dict[str, int]:
 
 def waiting(options: Mapping[str, Any] | None, runtime: str) -> dict[str, Any]:
     """The options, so that every call waits for its engine, and no CUDA graph hides the layers."""
-    whole = {**(options or {}), "runtime": runtime, "compile": "sync", "rebuild": "sync"}
-    return {**whole, "cuda_graphs": "off"} if "cuda_graphs" in FIELDS else whole
+    return {**(options or {}), "runtime": runtime, "compile": "sync", "rebuild": "sync", "cuda_graphs": "off"}

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from trt_dynamo.selftest.trial import Case
 
-TABLES = ("operators", "models", "features")
+TABLES = ("operators", "models", "features", "execution")
 
 
 def load_cases(files: Iterable[str] = ()) -> Mapping[str, Case]:

@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 
 from trt_dynamo.reports import report
-from trt_dynamo.selftest.features import network
+from trt_dynamo.selftest.models import network
 from trt_dynamo.selftest.trial import Trial
 
 

@@ -18,6 +18,19 @@ from trt_dynamo.selftest.trial import CASES, Case, Trial
 LOOSE = {torch.float32: (2e-3, 2e-3), torch.float16: (5e-2, 5e-2), torch.bfloat16: (2e-1, 2e-1)}
 
 
+def network(width: int = 32) -> nn.Module:
+    """A small perceptron: two products and what is between them."""
+    return nn.Sequential(nn.Linear(width, 2 * width), nn.GELU(), nn.Linear(2 * width, 8), nn.Softmax(-1)).eval()
+
+
+def rows(*counts: int, width: int = 32) -> list[Tensor]:
+    return [torch.randn(count, width) for count in counts]
+
+
+def ids(*sizes: int) -> Tensor:
+    return torch.randint(0, 101, sizes)
+
+
 class Residual(nn.Module):
     """The block of a ResNet."""
 
@@ -144,10 +157,6 @@ def run(name: str, dtype: torch.dtype, trial: Trial) -> None:
 
 def precision(name: str, chosen: str, trial: Trial) -> None:
     """A float32 model whose engine computes in a half type, by the setting `precision`."""
-    from trt_dynamo.settings import FIELDS
-
-    if "precision" not in FIELDS:
-        trial.skip("this version has no setting precision")
     make, example = MODELS[name]
     loose = LOOSE[torch.float16 if chosen == "fp16" else torch.bfloat16]
     trial.same(make().eval(), example(), tolerance=loose, timed=True, precision=chosen)
