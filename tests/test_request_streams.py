@@ -13,7 +13,7 @@ import pytest
 import torch
 import torch._dynamo
 
-from benchmarks.streams import STREAMS, Stream
+from benchmarks.streams import STREAMS
 from tests.compiled import assert_same
 from trt_dynamo.reports import report
 from trt_dynamo.runtime import wait_for_builds
@@ -23,11 +23,21 @@ SMALL = 0.3
 THREADS = 8
 
 
-def open_limits() -> Any:
+# With allow_rnn, Dynamo 2.11 by itself raises at `pad_packed_sequence`, whatever the backend; newer ones end the graph
+# there. Without, it skips the function that calls the layer, so all of it runs in eager.
+PACKED_FAILS_IN_DYNAMO = torch.__version__.startswith("2.11.")
+
+
+def skipped(name: str) -> bool:
+    """Whether Dynamo cannot give any part of the model to a backend."""
+    return name == "LSTM, packed" and PACKED_FAILS_IN_DYNAMO
+
+
+def open_limits(name: str) -> Any:
     """Recurrent layers reach the backend, and as many graphs as sizes of 0 and 1 make (not just 8). Holds in the
     thread that enters it.
     """
-    return torch._dynamo.config.patch(allow_rnn=True, recompile_limit=64)
+    return torch._dynamo.config.patch(allow_rnn=not skipped(name), recompile_limit=64)
 
 
 def capturing(yes: bool) -> Any:
@@ -60,8 +70,9 @@ def compare(actual: Any, expected: Any, sizes: Any) -> None:
         raise AssertionError(f"{sizes}: {error}") from None
 
 
-def drive(stream: Stream, net: Any, fast: Any, draw: random.Random, requests: int, scale: float) -> None:
-    with open_limits():
+def drive(name: str, net: Any, fast: Any, draw: random.Random, requests: int, scale: float) -> None:
+    stream = STREAMS[name]
+    with open_limits(name):
         for _ in range(requests):
             sizes = stream.sizes(draw, scale=scale)
             arguments = stream.arguments(sizes)
@@ -79,11 +90,10 @@ def some_quick(names: Iterable[str], rebuilds: Iterable[str], quick: Collection[
 
 @pytest.mark.parametrize(("name", "rebuild"), some_quick(STREAMS, ["sync", "background"], QUICK))
 def test_every_answer_is_eagers(name: str, rebuild: str) -> None:
-    stream = STREAMS[name]
-    net = stream.model()
-    drive(stream, net, compile_it(net, rebuild=rebuild), random.Random(name + rebuild), 8, SMALL)
+    net = STREAMS[name].model()
+    drive(name, net, compile_it(net, rebuild=rebuild), random.Random(name + rebuild), 8, SMALL)
     assert wait_for_builds(100)
-    assert report()["engine_calls"] > 0
+    assert (report()["engine_calls"] > 0) != skipped(name)
 
 
 @pytest.mark.slow
@@ -92,12 +102,11 @@ def test_every_answer_is_eagers(name: str, rebuild: str) -> None:
 @pytest.mark.parametrize("rebuild", ["sync", "background"])
 @pytest.mark.parametrize("name", STREAMS)
 def test_every_answer_of_a_long_stream_is_eagers(name: str, rebuild: str, captured: bool, seed: int) -> None:
-    stream = STREAMS[name]
-    net = stream.model()
+    net = STREAMS[name].model()
     with capturing(captured):
-        drive(stream, net, compile_it(net, rebuild=rebuild), random.Random(seed), 40, 1.0)
+        drive(name, net, compile_it(net, rebuild=rebuild), random.Random(seed), 40, 1.0)
         assert wait_for_builds(100)
-    assert report()["engine_calls"] > 0
+    assert (report()["engine_calls"] > 0) != skipped(name)
 
 
 EIGHT = ["MiniLM", "U-Net", "detector", "LSTM, padded", "LSTM, packed"]
@@ -105,14 +114,13 @@ EIGHT = ["MiniLM", "U-Net", "detector", "LSTM, padded", "LSTM, packed"]
 
 @pytest.mark.parametrize(("name", "rebuild"), some_quick(EIGHT, ["sync", "background"], {("MiniLM", "background")}))
 def test_every_answer_to_eight_threads_is_eagers(name: str, rebuild: str) -> None:
-    stream = STREAMS[name]
-    net = stream.model()
+    net = STREAMS[name].model()
     fast = compile_it(net, rebuild=rebuild)
     errors: list[BaseException] = []
 
     def work(seed: int) -> None:
         try:
-            drive(stream, net, fast, random.Random(f"{name} {seed}"), 2, SMALL)
+            drive(name, net, fast, random.Random(f"{name} {seed}"), 2, SMALL)
         except BaseException as error:
             errors.append(error)
 
@@ -124,7 +132,21 @@ def test_every_answer_to_eight_threads_is_eagers(name: str, rebuild: str) -> Non
     assert wait_for_builds(100)
     if errors:
         raise errors[0]
-    assert report()["engine_calls"] > 0
+    assert (report()["engine_calls"] > 0) != skipped(name)
+
+
+def test_which_dynamo_takes_packed_sequences() -> None:
+    """Without any backend of ours: what `open_limits` goes by."""
+    stream = STREAMS["LSTM, packed"]
+    net = stream.model()
+    arguments = stream.arguments((3, 5))
+    with torch._dynamo.config.patch(allow_rnn=True), torch.no_grad():
+        found = answer(torch.compile(net, backend="eager"), arguments)
+    assert isinstance(found, RuntimeError) == PACKED_FAILS_IN_DYNAMO
+    if PACKED_FAILS_IN_DYNAMO:
+        assert "pad_packed_sequence" in str(found)
+    else:
+        assert_same(found, net(*arguments))
 
 
 @pytest.mark.parametrize("rebuild", ["sync", "background"])
