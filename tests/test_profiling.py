@@ -169,6 +169,17 @@ def test_emit_nvtx_takes_the_same_names() -> None:
     assert not profiling.wanted()
 
 
+@pytest.mark.cuda
+def test_a_call_that_is_one_cuda_graph_has_a_record() -> None:
+    x = torch.randn(4, 4, device="cuda")
+    model = compiled(lambda x: torch.relu(x @ x).cumsum(0) * 2, cuda_graphs="whole")
+    with torch.no_grad():
+        for _ in range(8):
+            model(x)
+    assert report()["replays"]
+    assert recorded(model, x) == ["graph_0 by CUDA graph"]
+
+
 # -- layers -----------------------------------------------------------------------------------------------------------
 
 

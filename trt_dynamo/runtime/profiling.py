@@ -42,6 +42,14 @@ def marked(name: str, nvtx: bool = False) -> Iterator[None]:
         layer_times.RUNNING.name = before
 
 
+NOTHING = contextlib.nullcontext()
+
+
+def named(name: str) -> contextlib.AbstractContextManager[None]:
+    """The block under a name, if anybody looks."""
+    return marked(name) if wanted() else NOTHING
+
+
 def in_eager(name: str, reason: str) -> str:
     """What a segment is called while eager answers in its place."""
     line = " ".join(reason.split())

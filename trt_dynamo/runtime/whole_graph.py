@@ -16,6 +16,7 @@ from torch.fx import GraphModule
 
 from trt_dynamo.errors import EngineError
 from trt_dynamo.reports import count
+from trt_dynamo.runtime import profiling
 from trt_dynamo.runtime.cuda_graphs import CAPTURE, Graph, Graphs
 from trt_dynamo.runtime.engine import Engine
 
@@ -63,7 +64,7 @@ class WholeGraph:
     """Calls `run`, or replays it. Takes its arguments as a list.
 
     Args:
-        name: for the log.
+        name: for the log, and for profilers.
         run: the function of AOTAutograd's arguments.
         weights: the positions of those that are the same tensors, in general, from call to call.
         index: the GPU.
@@ -74,6 +75,7 @@ class WholeGraph:
 
     def __init__(self, name: str, run: Boxed, weights: Collection[int], index: int, most: int) -> None:
         self.run, self.weights, self.index = run, frozenset(weights), index
+        self.name = f"{name} by CUDA graph"
         self.graphs = Graphs(name, index, most)
         self.varying: list[int] | None = None  # the arguments that are no weights
 
@@ -89,7 +91,8 @@ class WholeGraph:
         if graph is None:
             return self.run(args)
         try:
-            results = self.replay(graph, args)
+            with profiling.named(self.name):
+                results = self.replay(graph, args)
         finally:
             graph.lock.release()
         if results is None:

@@ -117,6 +117,8 @@ def own_graphs(t: Trial, mode: str) -> None:
         with torch.no_grad():
             t.compare(result, model(x))
     t.answered()
+    counts = report()
+    assert counts["replays"] >= 6, f"{counts['replays']} of 15 calls were replays of {counts['cuda_graphs']} graphs"
 
 
 @case("cuda_graphs.auto")
