@@ -130,6 +130,15 @@ def test_grouped_queries(key_heads: int, dtype: torch.dtype, dynamic: bool) -> N
     assert dynamic or ("ATTENTION_INPUT" in kinds(made)) == (dtype in DTYPES[1:])
 
 
+@both
+@each_type
+def test_two_attentions_of_one_query(dtype: torch.dtype, dynamic: bool) -> None:
+    """Over these, scaled in another way, TensorRT for RTX 1.7's builder crashes."""
+    query, key, value = operands(dtype=dtype)
+    further = [random(*x.shape, dtype=dtype, seed=9) for x in (key, value)]
+    check(lambda q, k, v, *o: (sdpa(q, k, v), sdpa(q, *o)), query, key, value, *further, dynamic=dynamic, **NEAR[dtype])
+
+
 def test_other_shapes() -> None:
     near = NEAR[torch.float32]
     check(sdpa, random(3, 5, 8), random(3, 6, 8), random(3, 6, 8, seed=1), **near)

@@ -193,7 +193,9 @@ def by_layer(net: Network, attention: Attention) -> Tensor:
     if flat:
         query, key, value = (net.unsqueeze(x, [1]) for x in (query, key, value))
         mask = net.unsqueeze(mask, [1]) if mask is not None and mask.ndim == 3 else mask
-    query = net.elementwise("PROD", query, scale_of(attention))
+    # A factor for each channel: of two attentions with one query, scaled by a single number, RTX 1.7's builder crashes.
+    factors = torch.full((1, 1, 1, int(query.shape[3])), scale_of(attention), dtype=query.dtype)
+    query = net.elementwise("PROD", query, net.constant(factors))
     raw, names = probed(net.raw), probed(trt)
     softmax = names.AttentionNormalizationOp.SOFTMAX
     if has("add_attention_v2"):
