@@ -251,6 +251,28 @@ def test_a_call_in_eager_among_others_is_a_failure(trial: Trial) -> None:
 
 
 @pytest.mark.parametrize(
+    ("name", "fault", "words"),
+    [
+        ("weights.refit", {"weights": "frozen"}, "elements are not eager's"),
+        ("shapes.growth", {"rebuild": "never"}, "answered in eager"),
+        ("precision.mixer.fp16", {"precision": "native"}, "the setting had no effect"),
+        ("fallback.eager", {"min_segment_nodes": 100}, "no engine answered"),
+    ],
+)
+def test_a_case_finds_the_fault_that_it_is_for(
+    name: str, fault: dict[str, Any], words: str, trial: Trial, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = Trial.compile
+
+    def faulty(self: Trial, model: Any, *, dynamic: bool | None = None, **options: Any) -> Any:
+        return whole(self, model, dynamic=dynamic, **{**options, **fault})
+
+    monkeypatch.setattr(Trial, "compile", faulty)
+    status, text = outcome(CASES[name], trial)
+    assert (status, words in text) == ("failed", True), text
+
+
+@pytest.mark.parametrize(
     ("raised", "status", "words"),
     [
         (Skipped("needs a CUDA GPU"), "skipped", "needs a CUDA GPU"),
