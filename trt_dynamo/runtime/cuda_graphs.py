@@ -1,7 +1,7 @@
 """Calls as CUDA graphs: captured once for each combination of shapes, then started by one call of the driver.
 
 Comes in: a function of tensors on a GPU, and its arguments. Goes out: its results, or None where the caller must run
-the function itself: the shapes are new, another thread is about to start the same graph, or it cannot be captured.
+the function itself: the shapes are new, or the call cannot be captured.
 
 A captured call reads an argument where it lay in the calls before, if that was always the same place, as a parameter
 does; any other is copied to a place of the graph's own. Results are copies: a later replay writes over the graph's own.
@@ -101,28 +101,35 @@ class Graph:
     places: list[torch.Tensor]
     results: list[Any]
     calls: list[Any]
+    index: int
     stream: int
     uses: list[Any]
-    lock: threading.Lock = dataclasses.field(default_factory=threading.Lock)
+    dropped: bool = False
     after: torch.cuda.Event = dataclasses.field(default_factory=torch.cuda.Event)
     replays: int = 0
 
     def __post_init__(self) -> None:
         self.tensors = [result for result in self.results if isinstance(result, torch.Tensor)]
+        self.lock = turn(self.index, self.stream)
 
     def moved(self, args: Sequence[Any]) -> set[int]:
         """The arguments that do not lie where the graph reads them."""
         return {i for i, address in self.fixed if args[i].data_ptr() != address or not args[i].is_contiguous()}
 
-    def replay(self, args: Sequence[Any]) -> list[Any]:
-        """The results for arguments of the same shapes, none of them moved. On the current stream."""
-        if self.copied:
-            torch._foreach_copy_(self.places, [args[i] for i in self.copied])
-        self.graph.launch(self.stream)
-        fresh = [torch.empty_like(result) for result in self.tensors]
-        if fresh:
-            torch._foreach_copy_(fresh, self.tensors)
-        self.after.record()
+    def replay(self, args: Sequence[Any]) -> list[Any] | None:
+        """The results for arguments of the same shapes, none of them moved; None if the graph was dropped meanwhile. On
+        the current stream, in one go: the graphs of a stream write over each other's memory, results included.
+        """
+        with self.lock:
+            if self.dropped:
+                return None
+            if self.copied:
+                torch._foreach_copy_(self.places, [args[i] for i in self.copied])
+            self.graph.launch(self.stream)
+            fresh = [torch.empty_like(result) for result in self.tensors]
+            if fresh:
+                torch._foreach_copy_(fresh, self.tensors)
+            self.after.record()
         self.replays += 1
         count("replays")
         remaining = iter(fresh)
@@ -140,8 +147,7 @@ class Graphs:
         self.refused: str | None = None  # why nothing is captured any more
 
     def find(self, key: Hashable, args: Sequence[Any], stream: int, run: Function) -> Graph | None:
-        """The graph for these arguments, captured now if it is time, its `lock` held; None where there is none, or none
-        at this moment.
+        """The graph for these arguments, captured now if it is time; None where there is none.
 
         Args:
             key: what the work depends on beside the values of the tensors: shapes, numbers.
@@ -155,15 +161,12 @@ class Graphs:
         graph = self.graphs.get(key)
         if graph is None:
             return self.prepare(key, args, stream, run)
-        if not graph.lock.acquire(blocking=False):
-            return None
         moved = graph.moved(args)
         if not moved:
             with self.lock:
                 if key in self.graphs:
                     self.graphs.move_to_end(key)
             return graph
-        graph.lock.release()
         with self.lock:
             self.graphs.pop(key, None)
             seen = self.seen.get(key)
@@ -199,7 +202,6 @@ class Graphs:
             return None
         finally:
             CAPTURING.release()
-        graph.lock.acquire()
         self.keep(key, graph)
         return graph
 
@@ -239,7 +241,7 @@ class Graphs:
         fixed = [(i, args[i].data_ptr()) for i in tensors if i not in copied]
         count("cuda_graphs")
         log.info("%s: captured as a CUDA graph, %d of %d inputs copied", self.name, len(copied), len(tensors))
-        return Graph(graph, fixed, copied, places, results, calls, stream, uses)
+        return Graph(graph, fixed, copied, places, results, calls, self.index, stream, uses)
 
     def clear(self) -> None:
         """Drops all graphs."""
@@ -262,7 +264,9 @@ class Graphs:
         is dropped until its replays are done, and its memory serves this stream alone.)
         """
         for graph in graphs:
-            for call in graph.calls:
+            with graph.lock:
+                gone, graph.dropped = graph.dropped, True
+            for call in () if gone else graph.calls:
                 call.readmit(graph.stream, graph.after)
 
 
@@ -301,6 +305,12 @@ def capture(
     if graph is None:
         raise EngineError("something in it cannot be captured")
     return ExecutableGraph(graph), results, CAPTURE.uses
+
+
+@functools.cache
+def turn(index: int, stream: int) -> threading.Lock:
+    """Held while a thread starts a graph on a stream and takes its results."""
+    return threading.Lock()
 
 
 @functools.cache

@@ -242,12 +242,10 @@ class Engine:
         graph = graphs.find((key, *[args[i] for i in self.numbers]), read, stream, self.run_read)
         if graph is None:
             return None
-        try:
-            if not graph.replays:
-                self.in_graphs.add(graph)
-            return tuple(graph.replay(read))
-        finally:
-            graph.lock.release()
+        if not graph.replays:
+            self.in_graphs.add(graph)
+        results = graph.replay(read)
+        return None if results is None else tuple(results)
 
     def for_graph(self, prepared: Prepared, args: Args, stream: int) -> tuple[torch.Tensor, ...]:
         """A call that becomes part of a CUDA graph of ours, or its rehearsal."""

@@ -123,7 +123,7 @@ class WholeGraph:
         finally:
             for gate in entered:
                 gate.leave()
-        if not all(use.holds(args) for use in graph.uses):
+        if results is None or not all(use.holds(args) for use in graph.uses):
             return None
         for use in graph.uses:
             use.slot.served += 1
