@@ -206,7 +206,7 @@ def test_parts_compiled_by_inductor() -> None:
             assert_same(fast(x), model(x))
         assert report()["inductor_parts"] == 2 and report()["graphs"] == 1
         assert engine_calls() == 6
-        with torch.profiler.profile() as profile:
+        with torch.profiler.profile(acc_events=True) as profile:
             fast(x)
         names = {event.name for event in profile.events()}
         assert {"graph_0.part_0 by Inductor", "graph_0.part_1 by Inductor"} <= names

@@ -94,7 +94,7 @@ class Settings:
     )
     fallback: Fallback = setting(
         "eager",
-        "what runs that which TensorRT does not take, between engines and where there is none: `eager`, or `inductor` "
+        "what runs what TensorRT does not take, between engines and where there is none: `eager`, or `inductor` "
         "compiles it (docs/fallback.md)",
     )
     float64: Float64 = setting(
