@@ -90,11 +90,8 @@ class WholeGraph:
         graph = self.graphs.find(tuple([described(args[i]) for i in self.varying]), args, stream, self.captured)
         if graph is None:
             return self.run(args)
-        try:
-            with profiling.named(self.name):
-                results = self.replay(graph, args)
-        finally:
-            graph.lock.release()
+        with profiling.named(self.name):
+            results = self.replay(graph, args)
         if results is None:
             self.graphs.drop(graph)
             return self.run(args)
