@@ -21,7 +21,7 @@ from trt_dynamo.aten_converters.conversion import getattr_path
 from trt_dynamo.aten_converters.left_to_eager import STAYS_FLOAT32
 from trt_dynamo.aten_converters.tensor import holds
 from trt_dynamo.precision.keep import kept_by
-from trt_dynamo.precision.magnitudes import NAMES, weight_misfit
+from trt_dynamo.precision.magnitudes import INEXACT, NAMES, weight_misfit
 from trt_dynamo.precision.tables import PLACES, Role, packet_of, role_of
 
 # How an op's schema calls what may be a number to compute with; `x + 1` is the overload for tensors.
@@ -34,6 +34,7 @@ class Kind(enum.Enum):
     """What may be done to a float32 value. Of the kinds of its operands an op takes the first in this order."""
 
     EXACT = "must not be rounded, not even for a matrix product"
+    SMALL = "must not be rounded, but where it is added to a product"
     WIDE = "stays in float32 between matrix products"
     INPUT = "comes in as float32"
     LOW = "is held in the half type"
@@ -94,6 +95,7 @@ class Chooser:
         self.kinds: dict[Node, Kind] = {}
         self.nodes: set[Node] = set()
         self.reasons: dict[Node, str] = {}
+        self.anyway: set[Node] = set()  # what would be float32 without the reason too
         self.places = read_as_places(module)
 
     def choice(self) -> Choice:
@@ -109,7 +111,8 @@ class Chooser:
         for node in self.module.graph.nodes:
             if node.target is operator.getitem:
                 (self.nodes.add if node.args[0] in self.nodes else self.nodes.discard)(node)
-        return Choice(self.low, frozenset(self.nodes), self.reasons, self.kinds)
+        reasons = {node: reason for node, reason in self.reasons.items() if node not in self.anyway}
+        return Choice(self.low, frozenset(self.nodes), reasons, self.kinds)
 
     def kind_of(self, node: Node) -> Kind:
         """The kind of a node's float32 values; notes whether it computes in the half type."""
@@ -129,7 +132,9 @@ class Chooser:
             return Kind.INPUT
         if reason:
             self.reasons[node] = reason
-        return Kind.EXACT if reason else Kind.CONSTANT
+        if not reason:
+            return Kind.CONSTANT
+        return Kind.SMALL if reason.endswith(INEXACT) else Kind.EXACT
 
     def result_kind(self, node: Node) -> Kind:
         if node.target is operator.getitem:
@@ -171,6 +176,8 @@ class Chooser:
         reason = self.why_wide(node, role, found)
         if reason:
             self.reasons[node] = reason
+            if role not in (Role.MATRIX, Role.ATTENTION) and Kind.LOW not in found:
+                self.anyway.add(node)
             kind = self.number_kind(node)
             if role is Role.MOVEMENT:
                 return first(found if kind is None else {*found, kind})
@@ -181,6 +188,8 @@ class Chooser:
                 return Kind.CONSTANT if found == {Kind.CONSTANT} else self.lowered(node)
             case Role.BETWEEN | Role.SCALING | Role.MOVEMENT:
                 kind = first(found)
+                if kind is Kind.SMALL and role is not Role.MOVEMENT:
+                    return Kind.WIDE
                 table = packet_of(node.target) == "embedding" and kind is Kind.CONSTANT
                 return self.lowered(node) if kind is Kind.LOW or table else kind
             case Role.NORM:
@@ -203,7 +212,8 @@ class Chooser:
             shown = ", ".join("one made of sizes" if isinstance(n, Node) else f"{n:.3g}" for n in numbers(node))
             return f"{NAMES[self.low]} may not hold its number {shown}"
         if role in (Role.MATRIX, Role.ATTENTION):
-            if Kind.EXACT in found:
+            small = any(self.kinds.get(each) is Kind.SMALL for each in factors(node, role))
+            if Kind.EXACT in found or small:
                 return "an operand must not be rounded"
             if node in self.places and not found & {Kind.LOW, Kind.FREE}:  # type: ignore[operator]
                 return "its result is read as a place"
@@ -274,6 +284,16 @@ def deciding_operands(node: Node, role: Role) -> list[Node]:
     if role is Role.ATTENTION:
         return [n for n in operands if any(n is each for each in node.args[:3])]
     return operands
+
+
+def factors(node: Node, role: Role) -> list[Node]:
+    """The operands that a matrix op multiplies; those that it adds are left out."""
+    name, operands = packet_of(node.target), deciding_operands(node, role)
+    if name in ("addmm", "baddbmm", "addbmm", "addmv", "_addmm_activation"):
+        return [n for n in operands if n is not node.args[0] or n in node.args[1:3]]
+    if name in ("convolution", "linear"):
+        return [n for n in operands if any(n is each for each in node.args[:2])]
+    return [n for n in operands if n.meta["val"].ndim > 1]
 
 
 def low_operands(node: Node) -> list[Node]:

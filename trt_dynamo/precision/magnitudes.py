@@ -15,6 +15,9 @@ HEADROOM = 4
 # The relative error of a tensor, as a whole, that rounding may make: sixteen times that of ordinary values.
 LOSS = 2.0**-8
 
+# How the reason ends where all values of a weight are too small.
+INEXACT = "inexactly"
+
 NAMES = {torch.float16: "float16", torch.bfloat16: "bfloat16"}
 
 
@@ -78,5 +81,5 @@ def weight_misfit(value: torch.Tensor, low: torch.dtype) -> str:
     if size > limits.max:
         return f"its values reach {size:.3g}, {NAMES[low]} ends at {limits.max:.3g}"
     if 0 < size < limits.tiny:
-        return f"its values are {size:.3g} at most, {NAMES[low]} holds less than {limits.tiny:.3g} inexactly"
+        return f"its values are {size:.3g} at most, {NAMES[low]} holds less than {limits.tiny:.3g} {INEXACT}"
     return ""
