@@ -100,6 +100,11 @@ def gaps(x: torch.Tensor) -> Any:
     return torch.softmax(z.float(), -1) * 3, z.tan()
 
 
+def gaps_in_another_order(x: torch.Tensor) -> Any:
+    y = (torch.relu(x) + 1)[:, ::2].t()
+    return y.double() * 2, torch.softmax(y, -1), y.double().sin() + y.double()
+
+
 def other_order(x: torch.Tensor) -> Any:
     y = torch.relu(x).t()
     return wide(y), wide(y[1:]).cos(), torch.softmax(y, 0)
@@ -135,6 +140,7 @@ CASES: dict[str, tuple[Function, Callable[[int], tuple[Any, ...]]]] = {
     "writes": (writes, lambda n: (torch.randn(n, 6), torch.randn(6))),
     "random_numbers": (random_numbers, lambda n: (torch.randn(n, 6),)),
     "gaps": (gaps, lambda n: (torch.randn(n, 6),)),
+    "gaps_in_another_order": (gaps_in_another_order, lambda n: (torch.randn(n, 6),)),
     "other_order": (other_order, lambda n: (torch.randn(n, 6),)),
     "transposed": (other_order, lambda n: (torch.randn(6, n).t(),)),
     "halves": (halves, lambda n: (torch.randn(n, 6),)),
@@ -146,9 +152,15 @@ CASES: dict[str, tuple[Function, Callable[[int], tuple[Any, ...]]]] = {
 }
 
 
-def agree(function: Function, arguments: Callable[[int], tuple[Any, ...]], dynamic: bool, **options: Any) -> None:
+def agree(
+    function: Function,
+    arguments: Callable[[int], tuple[Any, ...]],
+    dynamic: bool,
+    fallback: str = "inductor",
+    **options: Any,
+) -> None:
     """Results, their memory, what is written, and the state of the random numbers are eager's, call by call."""
-    fast = compiled(function, dynamic=dynamic, fallback="inductor", strict=True, **options)
+    fast = compiled(function, dynamic=dynamic, fallback=fallback, strict=True, **options)
     for n in (5, 7, 5):
         torch.manual_seed(n)
         mine = arguments(n)
@@ -184,6 +196,12 @@ def test_parts_equal_eager(name: str, dynamic: bool, traced: list[GraphModule]) 
     with torch.no_grad():
         agree(*CASES[name], dynamic)
     assert traced and report()["inductor_parts"] == len(traced) and report()["inductor_refusals"] == 0
+
+
+@pytest.mark.parametrize("name", ["gaps", "gaps_in_another_order", "other_order", "transposed"])
+def test_what_eager_makes_of_views_with_gaps(name: str) -> None:
+    with torch.no_grad():
+        agree(*CASES[name], True, fallback="eager")
 
 
 @pytest.mark.slow

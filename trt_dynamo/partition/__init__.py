@@ -18,9 +18,11 @@ import sympy
 import torch
 from torch.fx import Graph, GraphModule, Node
 
-from trt_dynamo.aten_converters.layout import memory_order
+from trt_dynamo.aten_converters.layout import memory_order, numbers
+from trt_dynamo.partition.constants import constants_of, copy_for_readers, sink
 from trt_dynamo.partition.sizes import edges, inner_sizes, is_size, read_outside, with_floats
 from trt_dynamo.partition.support import Verdict, judge, main_device, makes_tensors, node_symbols
+from trt_dynamo.profiles import shape_env_of
 from trt_dynamo.settings import Settings
 from trt_dynamo.tracing import readable, trace
 
@@ -76,14 +78,23 @@ def partition(module: GraphModule, weights: Mapping[int, str], settings: Setting
         if node in verdicts and verdicts[node].ok:
             verdicts[node] = dataclasses.replace(verdicts[node], ok=False, reason=reason)
     keep_tuples_whole(verdicts)
-    groups = group(module.graph, verdicts, settings.min_segment_nodes)
+    constants = constants_of(module.graph, verdicts, baked)
+    while copy_for_readers(
+        module.graph, verdicts, levels_of(module.graph, verdicts, (), constants), constants, lambda n: not work(n)
+    ):
+        constants = constants_of(module.graph, verdicts, baked)
+    groups = group(module.graph, verdicts, settings.min_segment_nodes, constants=constants)
+    while kept := gaps_for_eager(groups, verdicts):
+        verdicts.update(kept)
+        keep_tuples_whole(verdicts)
+        groups = group(module.graph, verdicts, settings.min_segment_nodes, constants=constants)
     grouped = {node for nodes in groups for node in nodes}
     for node, verdict in verdicts.items():
         if verdict.ok and node not in grouped:
             reason = f"in a run of fewer than min_segment_nodes={settings.min_segment_nodes} compute nodes"
             verdicts[node] = dataclasses.replace(verdict, ok=False, reason=reason)
     segments, outer = split(module, groups, baked)
-    parts = Partitioned(outer, segments, tuple(verdicts.values()))
+    parts = Partitioned(outer, segments, tuple(verdicts[node] for node in module.graph.nodes if node in verdicts))
     trace(log, "partition", parts.__str__)
     trace(log, "partitioned", lambda: readable(outer))
     return parts
@@ -116,6 +127,28 @@ def aliasing_outputs(module: GraphModule) -> dict[Node, str]:
             )
             keep_view_chain(node, kept, reason)
     return kept
+
+
+def gaps_for_eager(groups: list[list[Node]], verdicts: Mapping[Node, Verdict]) -> dict[Node, Verdict]:
+    """The views that leave gaps, whose dims lie in another order, and that eager reads: an engine would give out a
+    dense copy, row by row, and what eager makes of that lies otherwise than the graph says.
+    """
+    inside = {node for nodes in groups for node in nodes}
+    kept: dict[Node, str] = {}
+    for node in inside:
+        value = node.meta["val"]
+        read = any(user in verdicts and user not in inside for user in node.users)
+        if read and isinstance(value, torch.Tensor) and memory_order(value) is None and not row_by_row(value):
+            keep_view_chain(node, kept, "a view with gaps, out of order, that eager reads")
+    return {n: dataclasses.replace(verdicts[n], ok=False, reason=kept[n]) for n in kept if verdicts[n].ok}
+
+
+def row_by_row(value: torch.Tensor) -> bool:
+    """Whether the dims lie in their order, with whatever gaps; a repeated one lies anywhere."""
+    env = shape_env_of([value, *value.stride()])
+    sizes, strides = numbers(value.shape, env) or [], numbers(value.stride(), env) or []
+    wide = [stride for size, stride in zip(sizes, strides, strict=False) if size != 1 and stride]
+    return wide == sorted(wide, reverse=True)
 
 
 def keep_view_chain(node: Node, kept: dict[Node, str], reason: str) -> None:
@@ -170,13 +203,19 @@ def keep_tuples_whole(verdicts: dict[Node, Verdict]) -> None:
 
 
 def group(
-    graph: Graph, verdicts: Mapping[Node, Verdict], smallest: int, work_of: Callable[[Node], int] | None = None
+    graph: Graph,
+    verdicts: Mapping[Node, Verdict],
+    smallest: int,
+    work_of: Callable[[Node], int] | None = None,
+    constants: Collection[Node] = (),
 ) -> list[list[Node]]:
-    """The nodes of each segment, in order. What is too small for an engine is left out, until nothing changes."""
+    """The nodes of each segment, in order. What is too small for an engine is left out, until nothing changes.
+    `constants` are those that may go to a later segment than the first possible.
+    """
     work_of = work_of or work
     rejected: set[Node] = set()
     while True:
-        groups = levels(graph, verdicts, rejected)
+        groups = levels(graph, verdicts, rejected, constants)
         small = [nodes for nodes in groups if sum(map(work_of, nodes)) < smallest]
         if not small:
             return groups
@@ -219,9 +258,21 @@ def asserted_symbols(node: Node) -> Iterable[sympy.Symbol]:
     return value.node.expr.free_symbols if isinstance(value, torch.SymBool) else ()
 
 
-def levels(graph: Graph, verdicts: Mapping[Node, Verdict], rejected: Collection[Node]) -> list[list[Node]]:
-    level: dict[Node, int] = {}
+def levels(
+    graph: Graph, verdicts: Mapping[Node, Verdict], rejected: Collection[Node], constants: Collection[Node]
+) -> list[list[Node]]:
+    """The nodes of each segment, in order."""
     groups: dict[int, list[Node]] = {}
+    for node, level in levels_of(graph, verdicts, rejected, constants).items():
+        if node in verdicts and verdicts[node].ok and node not in rejected:
+            groups.setdefault(level, []).append(node)
+    return [groups[key] for key in sorted(groups)]
+
+
+def levels_of(
+    graph: Graph, verdicts: Mapping[Node, Verdict], rejected: Collection[Node], constants: Collection[Node]
+) -> dict[Node, int]:
+    level: dict[Node, int] = {}
     for node, sources in sources_of(graph).items():
         inside = node in verdicts and verdicts[node].ok and node not in rejected
         here = max((level[source] for source in sources), default=0)
@@ -230,9 +281,8 @@ def levels(graph: Graph, verdicts: Mapping[Node, Verdict], rejected: Collection[
         if not is_size(node):
             here += (here % 2 == 1) != inside
         level[node] = here
-        if inside:
-            groups.setdefault(here, []).append(node)
-    return [groups[key] for key in sorted(groups)]
+    sink(graph, level, constants)
+    return level
 
 
 def split(
