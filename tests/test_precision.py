@@ -19,17 +19,21 @@ import trt_dynamo
 from benchmarks.models import MODELS
 from tests.compiled import compiled
 from trt_dynamo import Settings
-from trt_dynamo.aten_converters import convert
+from trt_dynamo.aten_converters import Network, convert
+from trt_dynamo.aten_converters.registry import CONVERTERS, Converter, match_parameters
 from trt_dynamo.backend import placeholder_names
 from trt_dynamo.build import build, profile_of
 from trt_dynamo.cache import open_store
 from trt_dynamo.lowering import Lowered, lower
 from trt_dynamo.partition import Segment, partition
 from trt_dynamo.precision import Chosen, Precision
+from trt_dynamo.precision.keep import kept_by
+from trt_dynamo.precision.magnitudes import Magnitude, measured
 from trt_dynamo.precision.recording import forget_all
 from trt_dynamo.reports import report
 from trt_dynamo.tf32 import allows_tf32
 
+aten = torch.ops.aten
 HALVES = {"fp16": torch.float16, "bf16": torch.bfloat16}
 CASTS = (torch.ops.aten._to_copy.default, torch.ops.prims.convert_element_type.default)
 
@@ -59,7 +63,8 @@ def segments_of(model: Any, *args: Any, dynamic: bool | None = None, **options: 
         return lower(module, inputs, look, settings)
 
     with torch.no_grad(), torch._dynamo.config.patch(allow_rnn=True):
-        torch.compile(model, backend=backend, dynamic=dynamic)(*args)
+        run: Callable[..., Any] = torch.compile(model, backend=backend, dynamic=dynamic)
+        run(*args)
     return found
 
 
@@ -266,6 +271,75 @@ def test_what_the_user_keeps(pattern: str, expected: set[str]) -> None:
     assert low_ops(Mixed(), IDS, precision_keep=(pattern,)) - {"full"} == expected
 
 
+LINES: list[tuple[str, bool]] = [
+    ("test_precision.py:{here}", True),
+    ("*/test_precision.py:{here}", True),
+    ("test_precision.py:{before}-{here}", True),
+    ("test_precision.py:{before}", False),
+    ("other.py:{here}", False),
+    ("Linear", True),
+    ("last", True),
+    ("l?st", True),
+    ("las", False),
+]
+
+
+@pytest.mark.parametrize(("pattern", "expected"), LINES, ids=[pattern for pattern, _ in LINES])
+def test_patterns_name_lines_and_modules(pattern: str, expected: bool) -> None:
+    model = linear(torch.exp)
+    ((segment, _),) = segments_of(model, X)
+    *_, node = (n for n in segment.module.graph.nodes if "addmm" in n.name)
+    here = next(i for i, text in enumerate(Path(__file__).read_text().splitlines(), 1) if "self.last(function" in text)
+    wanted = pattern.format(here=here, before=here - 1)
+    assert (kept_by(node, ["nothing", wanted]) == wanted) is expected
+
+
+def test_what_a_converter_refuses_in_the_half_type_stays_in_float32(monkeypatch: pytest.MonkeyPatch) -> None:
+    known = CONVERTERS[aten.gelu.default]
+
+    def picky(net: Network, x: trt_dynamo.Tensor, *, approximate: str = "none") -> Any:
+        if x.dtype is torch.float16:
+            raise trt_dynamo.Unsupported("not in half")
+        return known.function(net, x, approximate=approximate)
+
+    replaced = Converter(known.target, picky, match_parameters(known.target, picky))
+    monkeypatch.setitem(CONVERTERS, aten.gelu.default, replaced)
+    model = linear(F.gelu)
+    assert low_ops(model, X) == {"addmm"}
+    assert "in float16: not in half" in reasons(model, X)
+    assert low_ops(model, X, precision="bf16") == {"addmm", "gelu"}
+
+
+def test_a_magnitude_tells_what_does_not_fit() -> None:
+    half = torch.float16
+
+    def misfit(values: Tensor) -> str:
+        return Magnitude(*measured(values, half).tolist()).misfit(half)
+
+    torch.manual_seed(0)
+    assert misfit(torch.randn(1000)) == misfit(torch.zeros(3)) == misfit(torch.empty(0)) == ""
+    assert misfit(torch.tensor([1.0, torch.inf, torch.nan, 16000])) == ""
+    assert "reach 1.7e+04" in misfit(torch.tensor([1.0, -17000]))
+    assert "would change it" in misfit(torch.randn(1000) * 1e-6)
+    assert misfit(torch.cat([torch.randn(1000), torch.randn(1000) * 1e-9])) == ""
+    both = Magnitude(1, 0.5, 0.1) | Magnitude(2, 0.7, 0.05)
+    assert both == Magnitude(2, 0.5, 0.1)
+
+
+@pytest.mark.cuda
+@pytest.mark.parametrize("precision", ["fp16", "bf16", "auto"])
+def test_a_model_in_a_half_type_on_a_gpu(precision: str) -> None:
+    model, args = models("cnn")
+    model, args = model.cuda(), tuple(arg.cuda() for arg in args)
+    fast = compiled(model, precision=precision, calibration_calls=2, strict=True, cache="off")
+    with torch.no_grad():
+        for _ in range(3):
+            assert cosine(fast(*args), model(*args)) > 0.9999
+            for parameter in model.parameters():
+                parameter.mul_(1.01)
+    assert report()["engine_calls"] >= 1
+
+
 # What comes of it
 
 
@@ -303,12 +377,17 @@ def models(name: str) -> tuple[nn.Module, tuple[Tensor, ...]]:
         return Small().eval(), (torch.randn(2, 3, 16, 16),)
     if name == "recurrent":
         return Recurrent().eval(), (torch.randn(9, 2, 12),)
+    if name == "transformer":
+        return Mixed().eval(), (IDS,)
     model, args = MODELS[name](layers=2, hidden=128, length=12)
     return model, tuple(args)
 
 
-@pytest.mark.parametrize("precision", HALVES)
-@pytest.mark.parametrize("name", ["cnn", "recurrent", "gpt2", "bert"])
+LARGE = [pytest.param(name, precision, marks=pytest.mark.slow) for name in ("gpt2", "bert") for precision in HALVES]
+QUICK = [("cnn", "fp16"), ("cnn", "bf16"), ("recurrent", "fp16"), ("recurrent", "bf16"), ("transformer", "fp16")]
+
+
+@pytest.mark.parametrize(("name", "precision"), [*QUICK, *LARGE])
 def test_a_model_in_a_half_type_stays_close_to_itself(name: str, precision: str) -> None:
     model, args = models(name)
     fast = compiled(model, precision=precision, strict=True, cache="off")
@@ -702,7 +781,7 @@ def random_function(seed: int) -> Callable[[Tensor, Tensor], tuple[Tensor, ...]]
     return function
 
 
-@pytest.mark.parametrize("seed", range(12))
+@pytest.mark.parametrize("seed", [*range(4), *(pytest.param(seed, marks=pytest.mark.slow) for seed in range(4, 40))])
 def test_any_graph_keeps_its_types_and_casts_nothing_in_vain(seed: int) -> None:
     function, (x, y) = random_function(seed), torch.randn(2, 4, 6)
     precision = random.Random(seed).choice([*HALVES])

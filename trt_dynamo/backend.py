@@ -41,6 +41,7 @@ from trt_dynamo.profiles import Ranges
 from trt_dynamo.registration import release_shared_name, warn_if_taken
 from trt_dynamo.reports import count, spend
 from trt_dynamo.runtime import SegmentModule
+from trt_dynamo.runtime.cuda_graphs import CAPTURE, NotNow
 from trt_dynamo.runtime.engine import Engine, load_plan
 from trt_dynamo.runtime.whole_graph import WholeGraph, why_not_whole
 from trt_dynamo.settings import Settings, warn_once
@@ -152,7 +153,13 @@ def segment_runner(
     known = recall(segment.module, named, settings)
     if known is not None:
         return make(known, weights)
-    return Recording(segment.module, named, settings.calibration_calls, make)
+    return Recording(segment.module, named, settings.calibration_calls, make, refuse_capture)
+
+
+def refuse_capture() -> None:
+    """Puts off the capture of a call as a CUDA graph: a replay would record nothing."""
+    if CAPTURE.calls is not None:
+        raise NotNow("precision=auto records the values")
 
 
 def segment_module(

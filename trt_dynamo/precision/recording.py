@@ -122,6 +122,7 @@ class Recording(torch.nn.Module):
         weights: its placeholders that are parameters and buffers, with their values of now.
         calls: after so many of them `make` makes what answers from then on; None: never.
         make: gets what was found and the weights of the call.
+        check: called before a call is answered in eager; raises where that must not be.
     """
 
     def __init__(
@@ -130,6 +131,7 @@ class Recording(torch.nn.Module):
         weights: Mapping[str, torch.Tensor],
         calls: int | None = None,
         make: Callable[[Findings, Sequence[torch.Tensor]], torch.nn.Module] | None = None,
+        check: Callable[[], None] = lambda: None,
     ) -> None:
         super().__init__()
         self.eager = module
@@ -140,6 +142,7 @@ class Recording(torch.nn.Module):
         self.left = calls
         self.seen = 0
         self.make = make
+        self.check = check
         self.runner: torch.nn.Module | None = None
         self.lock = threading.Lock()
 
@@ -147,6 +150,7 @@ class Recording(torch.nn.Module):
         runner = self.runner
         if runner is not None:
             return runner(*args)
+        self.check()
         if not self.lock.acquire(blocking=False):  # another thread records its own call
             return self.eager.forward(*args)
         try:
