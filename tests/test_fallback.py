@@ -582,6 +582,7 @@ def test_parts_on_cuda(name: str, dynamic: bool) -> None:
 
 @pytest.mark.cuda
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+@pytest.mark.filterwarnings("ignore:TensorFloat32 tensor cores")  # Inductor's advice
 def test_training_on_cuda() -> None:
     eager = nn.Sequential(nn.Linear(6, 8), nn.Dropout(0.5), nn.GELU(), nn.Linear(8, 3)).cuda()
     model = copy.deepcopy(eager)

@@ -184,10 +184,9 @@ def test_contexts_stay_with_a_stream_and_a_profile(monkeypatch: pytest.MonkeyPat
             x = torch.randn(size, 4, 6)
             assert_same(fast(x), net(x))
     (engine,) = engines
-    assert {key: len(calls) for key, calls in engine.contexts.idle.items()} == {(0, 0): 1, (0, 1): 1}
-    assert all(
-        call.context.active_optimization_profile == key[1] for key, calls in engine.contexts.idle.items() for call in calls
-    )
+    idle = engine.contexts.idle
+    assert {use: len(calls) for use, calls in idle.items()} == {(0, 0): 1, (0, 1): 1}
+    assert all(call.context.active_optimization_profile == use[1] for use, calls in idle.items() for call in calls)
 
 
 def test_the_cache_tells_profiles_apart() -> None:
