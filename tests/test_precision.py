@@ -536,6 +536,34 @@ def test_half_models_and_autocast_are_honoured() -> None:
     assert kept and computes_in(after[1].module, torch.bfloat16) == kept
 
 
+class Rotated(nn.Module):
+    """Complex numbers between two products, and a buffer of them."""
+
+    turns: Tensor
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("turns", torch.polar(torch.ones(6, 4), torch.randn(6, 4)))
+        self.layer = nn.Linear(8, 8)
+
+    def forward(self, x: Tensor) -> Tensor:
+        pairs = torch.view_as_complex(self.layer(x).unflatten(-1, (4, 2)).contiguous()) * self.turns
+        result: Tensor = self.layer(torch.view_as_real(pairs).flatten(-2))
+        return result
+
+
+@pytest.mark.parametrize("precision", ["fp16", "auto"])
+def test_complex_numbers_stay_and_one_engine_serves_many_sizes(precision: str) -> None:
+    model = Rotated().eval()
+    fast = compiled(model, dynamic=True, precision=precision, calibration_calls=1, strict=True, cache="off")
+    with torch.no_grad():
+        fast(torch.randn(4, 6, 8))
+        for size in (2, 5, 3):
+            x = torch.randn(size, 6, 8)
+            assert cosine(fast(x), model(x)) > 0.9999
+    assert report()["engines_built"] == 1
+
+
 # Values that were recorded
 
 

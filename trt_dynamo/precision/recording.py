@@ -88,7 +88,8 @@ def signature(module: GraphModule, weights: Mapping[str, torch.Tensor]) -> str:
 
 def sampled(weight: torch.Tensor) -> str:
     """A digest of a few elements, evenly spread."""
-    flat = weight.detach().reshape(-1)
+    plain = weight.detach()
+    flat = (torch.view_as_real(plain.resolve_conj()) if plain.is_complex() else plain).reshape(-1)
     found = flat[:: max(1, math.ceil(flat.numel() / SAMPLE))].double() if flat.numel() else flat
     return f"{tuple(weight.shape)} {found.cpu().tolist()}"
 
