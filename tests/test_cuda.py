@@ -277,3 +277,24 @@ def test_contexts_of_many_streams_stay_bounded() -> None:
                 y = x + turn
                 assert_same(fast(y), model(y))
             assert_same(fast(x), model(x))
+
+
+def test_a_stream_of_another_library_may_end_before_the_engine() -> None:
+    from cuda.bindings import driver
+
+    model = nn.Sequential(nn.Linear(16, 32), nn.GELU(), nn.Linear(32, 4)).cuda()
+    fast = compiled(model)
+    x = torch.randn(8, 16, device="cuda")
+    with torch.no_grad():
+        assert_same(fast(x), model(x))
+        for _ in range(3):
+            _, handle = driver.cuStreamCreate(driver.CUstream_flags.CU_STREAM_NON_BLOCKING)
+            stream = torch.cuda.ExternalStream(int(handle))
+            stream.wait_stream(torch.cuda.current_stream())
+            with torch.cuda.stream(stream):
+                ours, eager = fast(x), model(x)
+            stream.synchronize()
+            assert_same(ours, eager)
+            driver.cuStreamDestroy(handle)
+            model[0].weight.data.mul_(1.1)  # the refit comes after that stream's last call
+            assert_same(fast(x), model(x))
