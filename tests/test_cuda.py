@@ -282,7 +282,8 @@ def test_contexts_of_many_streams_stay_bounded() -> None:
 def test_a_stream_of_another_library_may_end_before_the_engine() -> None:
     from cuda.bindings import driver
 
-    model = nn.Sequential(nn.Linear(16, 32), nn.GELU(), nn.Linear(32, 4)).cuda()
+    first = nn.Linear(16, 32)
+    model = nn.Sequential(first, nn.GELU(), nn.Linear(32, 4)).cuda()
     fast = compiled(model)
     x = torch.randn(8, 16, device="cuda")
     with torch.no_grad():
@@ -296,5 +297,5 @@ def test_a_stream_of_another_library_may_end_before_the_engine() -> None:
             stream.synchronize()
             assert_same(ours, eager)
             driver.cuStreamDestroy(handle)
-            model[0].weight.data.mul_(1.1)  # the refit comes after that stream's last call
+            first.weight.data.mul_(1.1)  # the refit comes after that stream's last call
             assert_same(fast(x), model(x))
