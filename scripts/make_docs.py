@@ -79,6 +79,8 @@ def values(kind: Any, rule: Rule) -> str:
     if kind is int:
         bounds = f" from {rule.low} to {rule.high}" if rule.high is not None else f", {rule.low} or more"
         return "a size" if rule.unit else f"a whole number{bounds}"
+    if kind is float:
+        return "a number above 0"
     return "a text" if kind is str else "a folder"
 
 

@@ -50,13 +50,19 @@ ALLOWED: dict[str, set[str]] = {
     "partition": BASE | {"profiles", "aten_converters", "host_scalars"},
     # a node that is to compute in a half type is judged by its converter too; what was recorded lies in the cache
     "precision": BASE | {"aten_converters", "partition", "cache", "processes", "reports"},
+    # before a model is compiled: torch's and torchao's own tools
+    "quantization": {"errors"},
     "tf32": set(),
     # why the cache lacks an engine
     "origins": {"cache", "settings"},
     "cache": BASE | {"profiles"},
     # it takes a ConvertedNetwork
     "build": BASE | {"processes", "profiles", "progress", "shutdown", "aten_converters"},
+    # what an export takes for granted of its inputs
+    "exported_inputs": {"aten_converters", "profiles"},
     "hot_ranges": BASE | {"profiles"},
+    # it makes engines of parts of a segment, when one of it is wrong
+    "bisection": BASE | {"aten_converters", "partition", "precision", "profiles", "runtime"},
     "runtime": BASE | {"processes", "hot_ranges", "profiles", "reports", "weights", "fingerprints", "shutdown"},
     # it judges the converters, so it must not know them
     "reference": {"errors", "trt", "log"},
@@ -68,6 +74,8 @@ ALLOWED: dict[str, set[str]] = {
         "backend",
         "calibration",
         "explanation",
+        "exported",
+        "model_file",
         "recorded_shapes",
         "registration",
         "reports",
@@ -76,7 +84,10 @@ ALLOWED: dict[str, set[str]] = {
 }
 
 # These put the stages together, and nothing but one another may import them.
-COMPOSE = {"backend", "calibration", "cli", "__main__", "demo", "explanation", "layer_profile", "selftest", "testing"}
+COMPOSE = {
+    "backend", "calibration", "cli", "__main__", "demo", "explanation", "exported", "layer_profile", "model_file",
+    "selftest", "testing",
+}  # fmt: skip
 
 
 def name_of(file: Path) -> str:

@@ -24,6 +24,7 @@ from torch.fx import GraphModule
 from trt_dynamo import trt as tensorrt_module
 from trt_dynamo.aten_converters import ConvertedNetwork, convert, weights_manifest
 from trt_dynamo.aten_converters.registry import lookup
+from trt_dynamo.bisection import Bisection
 from trt_dynamo.build import Profile, build, profile_of
 from trt_dynamo.cache import Plan, digest, get_or_build, segment_key
 from trt_dynamo.errors import SettingsError, TrtDynamoError, WeightsMoved
@@ -41,8 +42,10 @@ from trt_dynamo.profiles import Ranges
 from trt_dynamo.registration import release_shared_name, warn_if_taken
 from trt_dynamo.reports import count, spend
 from trt_dynamo.runtime import SegmentModule
+from trt_dynamo.runtime.agreement import accuracy_of
 from trt_dynamo.runtime.cuda_graphs import CAPTURE, NotNow
 from trt_dynamo.runtime.engine import Engine, load_plan
+from trt_dynamo.runtime.guard import Guard
 from trt_dynamo.runtime.whole_graph import WholeGraph, why_not_whole
 from trt_dynamo.settings import Settings, warn_once
 from trt_dynamo.tf32 import allows_tf32
@@ -165,15 +168,33 @@ def refuse_capture() -> None:
 def segment_module(
     segment: Segment, precision: Precision, device: torch.device, settings: Settings, name: str
 ) -> SegmentModule:
-    names = placeholder_names(segment.module)
+    names, tf32 = placeholder_names(segment.module), allows_tf32(segment.module)
     return SegmentModule(
         name,
         segment.module,
         [names.index(name) for name in segment.weights],
-        functools.partial(make_engine, segment, precision, allows_tf32(segment.module), device, settings),
+        functools.partial(make_engine, segment, precision, tf32, device, settings),
         settings,
         None if settings.runtime == "reference" else tensorrt_module.why_no_refit(),
+        guard_of(segment, precision, tf32, device, settings, name) if settings.verify != "off" else None,
     )
+
+
+def guard_of(
+    segment: Segment, precision: Precision, tf32: bool, device: torch.device, settings: Settings, name: str
+) -> Guard:
+    """What compares a segment's engines with eager, and finds the first bad node by engines that nothing keeps."""
+
+    def trial(network: ConvertedNetwork, ranges: Ranges) -> Engine:
+        profile = profile_of(network, ranges)
+        if settings.runtime == "reference":
+            return stand_in(network, [profile], device, 1)
+        plan = build(network, profile, settings, label=f"a part of {name}", tf32=tf32)
+        return load_plan(plan, manifest_of(network), device, 1)
+
+    accuracy = accuracy_of(segment.module, settings.precision, tf32, settings.verify_tolerance)
+    search = Bisection(segment, precision, accuracy, trial, settings.fp16_accumulate == "float32")
+    return Guard(name, segment.module, accuracy, settings, search)
 
 
 def make_engine(

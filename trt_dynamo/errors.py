@@ -25,6 +25,15 @@ class EngineError(TrtDynamoError):
     """An engine could not be loaded, bound or run."""
 
 
+class FileError(TrtDynamoError):
+    """A file of `trt_dynamo.save` is damaged, not signed with our key, or made for something else; the text says what
+    differs."""
+
+
+class AccuracyError(TrtDynamoError):
+    """An engine's results are not eager's, as `verify` found. The text names the segment and the first bad node."""
+
+
 class WeightsMoved(TrtDynamoError):
     """The weights changed while an engine was built from them. Never reaches a user: the next call asks again."""
 

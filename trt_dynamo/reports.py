@@ -30,6 +30,8 @@ COUNTERS = (
     "inductor_parts",
     "inductor_graphs",
     "inductor_refusals",
+    "verified",
+    "breaches",
 )
 TIMERS = ("build_seconds", "load_seconds")
 BUILDS_KEPT = 1000
@@ -117,9 +119,10 @@ def report() -> dict[str, Any]:
 
     `graphs` (given to TensorRT), `engines_built`, `cache_hits`, `cache_misses`, `engine_calls` and `eager_calls`
     (calls of segments), `refits`, `rebuilds`, `inductor_parts` and `inductor_graphs` (compiled by Inductor in eager's
-    place), `inductor_refusals` (what Inductor could not compile or run), each an int; `build_seconds` (conversion,
-    build and storing of plans) and `load_seconds` (of plans from the cache), each a float; `eager_reasons`,
-    `rebuild_reasons`, `inductor_refusal_reasons` and `eager_graphs` (those that TensorRT has no part in) say why:
+    place), `inductor_refusals` (what Inductor could not compile or run), `verified` (calls of engines that `verify`
+    compared with eager) and `breaches` (those that differed), each an int; `build_seconds` (conversion, build and
+    storing of plans) and `load_seconds` (of plans from the cache), each a float; `eager_reasons`, `rebuild_reasons`,
+    `inductor_refusal_reasons`, `breach_reasons` and `eager_graphs` (those that TensorRT has no part in) say why:
     reason to count. `builds` lists the last thousand engines in the order in which they came, each as a dict of
     `segment`, `reason`, `detail`, `ranges`, `profiles`, `background`, `seconds`, `hit`, `error` (see `Build`).
     """
@@ -129,6 +132,7 @@ def report() -> dict[str, Any]:
         result["eager_reasons"] = dict(reasons.get("eager_calls", {}))
         result["rebuild_reasons"] = dict(reasons.get("rebuilds", {}))
         result["inductor_refusal_reasons"] = dict(reasons.get("inductor_refusals", {}))
+        result["breach_reasons"] = dict(reasons.get("breaches", {}))
         result["eager_graphs"] = dict(reasons.get("eager_graphs", {}))
         result["builds"] = [dataclasses.asdict(build) for build in builds]
         return result

@@ -11,6 +11,7 @@ import dataclasses
 import difflib
 import functools
 import logging
+import math
 import operator
 import os
 import re
@@ -40,6 +41,7 @@ Training = Literal["eager", "inductor"]
 Float64 = Literal["eager", "float32"]
 Precision = Literal["native", "fp16", "bf16", "auto"]
 Accumulate = Literal["default", "float32"]
+Verify = Literal["off", "first", "sample"]
 Progress = Literal["auto", "on", "off"]
 
 YES, NO = ("1", "true", "yes", "on"), ("0", "false", "no", "off")
@@ -124,6 +126,15 @@ class Settings:
     )
     calibration_calls: int = setting(
         8, "with `precision=auto`, how many calls run in eager and record the values, before the engine is built", low=1
+    )
+    verify: Verify = setting(
+        "off",
+        "compares engines with eager, and takes those out of use whose answers differ (docs/verify.md): `first` (the "
+        "first call of each engine, and after each refit), `sample` (now and then too)",
+    )
+    verify_every: int = setting(200, "with `verify=sample`, each call of so many of a segment is compared", low=1)
+    verify_tolerance: float | None = setting(
+        None, "the largest relative error that `verify` lets pass; by default one for the precision (docs/verify.md)"
     )
     strict: bool = setting(
         False, "raise what would otherwise fall back to eager because of an error of ours or TensorRT's"
@@ -361,6 +372,8 @@ def convert(kind: Any, value: Any, rule: Rule) -> Any:
         return convert_bool(value)
     if kind is int:
         return convert_number(value, rule)
+    if kind is float:
+        return convert_fraction(value)
     if not isinstance(value, str | os.PathLike):
         raise TypeError("expected a text" if kind is str else "expected a folder's path")
     if kind is str:
@@ -427,6 +440,22 @@ def convert_number(value: Any, rule: Rule) -> int:
     if number < rule.low or (rule.high is not None and number > rule.high):
         raise ValueError(f"expected {expected}")
     return number
+
+
+def convert_fraction(value: Any) -> float:
+    """A finite number above 0."""
+    number = math.nan if isinstance(value, bool) or not isinstance(value, str | float | int) else parsed(value)
+    if not 0 < number < math.inf:
+        raise ValueError("expected a number above 0, such as 0.001")
+    return number
+
+
+def parsed(value: str | float) -> float:
+    """The number; NaN for a text that is none."""
+    try:
+        return float(value)
+    except ValueError:
+        return math.nan
 
 
 def convert_number_or_file(value: Any, rule: Rule) -> int | Path:

@@ -26,6 +26,7 @@ from trt_dynamo.runtime import profiling
 from trt_dynamo.runtime.background import run_in_background, wait_for_builds
 from trt_dynamo.runtime.cuda_graphs import CAPTURE, WARM, NotNow
 from trt_dynamo.runtime.engine import Engine, OutsideProfile
+from trt_dynamo.runtime.guard import Guard
 from trt_dynamo.runtime.slots import Slot, takes_inputs
 from trt_dynamo.runtime.whole_graph import Use
 from trt_dynamo.settings import Settings
@@ -64,7 +65,7 @@ class MakeEngine(Protocol):
 
 class SegmentModule(torch.nn.Module):
     """Runs one segment. `positions` are those of its arguments that may be baked into engines; `why_no_refit` says why
-    engines whose weights can be changed cannot be had, where that is so.
+    engines whose weights can be changed cannot be had, where that is so; `guard` compares engines with eager.
     """
 
     def __init__(
@@ -75,6 +76,7 @@ class SegmentModule(torch.nn.Module):
         make_engine: MakeEngine,
         settings: Settings,
         why_no_refit: str | None = None,
+        guard: Guard | None = None,
     ) -> None:
         super().__init__()
         self.name = name
@@ -83,6 +85,7 @@ class SegmentModule(torch.nn.Module):
         self.weights_of = items_at(self.positions)
         self.make_engine = make_engine
         self.settings = settings
+        self.guard = guard
         self.values = [node.meta["val"] for node in module.graph.nodes if node.op == "placeholder"]
         values = [node.meta.get("val") for node in module.graph.nodes]
         self.sizes = Sizes(self.values, values, settings.max_tensor_bytes)
@@ -151,6 +154,10 @@ class SegmentModule(torch.nn.Module):
                 break
             # After the engine was started, so that its own work hides the cost.
             if slot.holds(held, tensors):
+                if self.guard is not None and self.guard.due(engine, held):
+                    instead = self.guard.instead(slot, (engine, held), args, tensors, results)
+                    if instead is not None:
+                        return instead
                 slot.served += 1
                 count("engine_calls")
                 return results
@@ -176,6 +183,8 @@ class SegmentModule(torch.nn.Module):
         fitted = slot.fitted if slot is not None else None
         if slot is None or fitted is None or not slot.ready:
             raise NotNow(f"{self.name} has no engine for this call yet")
+        if self.guard is not None and not self.guard.knows(*fitted):
+            raise NotNow(f"the engine of {self.name} is not verified yet")
         try:
             results = fitted[0](args)
         except OutsideProfile as error:
@@ -259,6 +268,8 @@ class SegmentModule(torch.nn.Module):
                     self.note_change()
             elif slot.engine is not None and not slot.stale:
                 slot.put(slot.engine)  # the same, elsewhere perhaps
+        if slot.refused is not None:
+            return None, slot.refused
         if slot.engine is not None or slot.building:
             return slot, BEING_BUILT
         slot.calm += 1
@@ -274,6 +285,8 @@ class SegmentModule(torch.nn.Module):
         if self.shared is None:
             self.shared = Slot(None)
             return self.build(self.shared, tensors, why, background), BEING_BUILT
+        if self.shared.refused is not None:
+            return None, self.shared.refused
         return self.shared, BEING_BUILT
 
     def refit(self, slot: Slot, tensors: Sequence[torch.Tensor]) -> bool:

@@ -37,6 +37,7 @@ class Slot:
     building: bool = False
     served: int = 0  # calls that the engine answered since it was refitted
     wasted: int = 0  # refits in a row after which it answered no second call
+    refused: str | None = None  # why it gets no engine any more
 
     @property
     def engine(self) -> Engine | None:
@@ -60,7 +61,12 @@ class Slot:
 
     def put(self, engine: Engine, *, stale: bool = False) -> None:
         """Puts in an engine that has the weights of the set's last snapshot, or others."""
-        self.fitted = (engine, None if stale or self.weights is None else self.weights.snapshot)
+        if self.refused is None:
+            self.fitted = (engine, None if stale or self.weights is None else self.weights.snapshot)
+
+    def refuse(self, why: str) -> None:
+        """Takes the engine out; no other comes in."""
+        self.refused, self.fitted = why, None
 
     def note_change(self) -> None:
         """The weights are others now. An engine that can follow becomes stale, another one is let go."""
