@@ -76,6 +76,7 @@ ALLOWED: dict[str, set[str]] = {
         "explanation",
         "exported",
         "model_file",
+        "quantization",
         "recorded_shapes",
         "registration",
         "reports",

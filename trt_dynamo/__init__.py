@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from trt_dynamo.backend import tensorrt
     from trt_dynamo.calibration import Calibration, calibrate
     from trt_dynamo.explanation import explain
+    from trt_dynamo.quantization import freeze_fake_quantize
     from trt_dynamo.recorded_shapes import RecordedShapes, record_shapes
     from trt_dynamo.reports import report, reset_report
     from trt_dynamo.weights import weights_changed
@@ -39,6 +40,7 @@ __all__ = [
     "calibrate",
     "converter",
     "explain",
+    "freeze_fake_quantize",
     "record_shapes",
     "report",
     "reset_report",
@@ -55,6 +57,7 @@ LAZY = {
     "RecordedShapes": "trt_dynamo.recorded_shapes",
     "calibrate": "trt_dynamo.calibration",
     "explain": "trt_dynamo.explanation",
+    "freeze_fake_quantize": "trt_dynamo.quantization",
     "record_shapes": "trt_dynamo.recorded_shapes",
     "report": "trt_dynamo.reports",
     "reset_report": "trt_dynamo.reports",

@@ -19,6 +19,7 @@ from trt_dynamo.aten_converters import (  # noqa: F401  the converters register 
     padding,
     pointwise,
     pooling,
+    quantization,
     recurrent,
     recurrent_kernels,
     reduction,

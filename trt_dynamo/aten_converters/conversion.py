@@ -181,6 +181,7 @@ def convert(
         ConversionError: a converter is wrong.
     """
     net = Network(ranges, refit=refit, wide_products=wide_products)
+    net.baked = weights
     placeholders = [node for node in graph.graph.nodes if node.op == "placeholder"]
     inputs: dict[str, Binding] = {}
     named: list[tuple[Node, NamedWeight]] = []

@@ -64,6 +64,7 @@ class Network(Arithmetic):
         self.ranges = ranges or {}  # of the sizes for which it will be built, where that is known
         self.refit = refit  # whether the weights of its engine shall be replaceable
         self.wide_products = wide_products  # whether matrix products of float16 add up in float32
+        self.baked: Mapping[str, torch.Tensor] = {}  # the values of the weights by placeholder; none in a dry run
         self.builder = trt.Builder(log.logger())
         flag = getattr(trt.NetworkDefinitionCreationFlag, "STRONGLY_TYPED", None)
         self.raw: trt.INetworkDefinition = self.builder.create_network(0 if flag is None else 1 << int(flag))

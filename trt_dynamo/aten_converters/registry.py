@@ -64,6 +64,21 @@ def is_default(argument: torch.Argument, value: Any) -> bool:
 
 CONVERTERS: dict[OpOverload, Converter] = {}
 
+# Converters of ops whose library may not be loaded yet, by the op's name.
+FOREIGN: dict[str, Callable[..., Any]] = {}
+
+
+def foreign(*names: str) -> Callable[[F], F]:
+    """Registers a function as the converter of ops of other libraries, such as `torchao.quantize_affine.default`, as
+    soon as one is met: their libraries are not loaded for it.
+    """
+
+    def register(function: F) -> F:
+        FOREIGN.update(dict.fromkeys(names, function))
+        return function
+
+    return register
+
 
 def converter(*targets: OpOverload, override: bool = False) -> Callable[[F], F]:
     """Registers a function as the converter of ATen overloads (or of a custom op's).
@@ -114,4 +129,8 @@ def match_parameters(target: OpOverload, function: Callable[..., Any]) -> dict[s
 
 def lookup(target: object) -> Converter | None:
     """The converter of what an FX node calls, if it has one."""
-    return CONVERTERS.get(target) if isinstance(target, OpOverload) else None
+    if not isinstance(target, OpOverload):
+        return None
+    if target not in CONVERTERS and (function := FOREIGN.get(str(target))) is not None:
+        converter(target)(function)
+    return CONVERTERS.get(target)

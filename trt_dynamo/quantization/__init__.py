@@ -1,0 +1,10 @@
+"""INT8 and FP8: models get quantize and dequantize nodes, by calibration or by training. No TensorRT is needed for it.
+
+Comes in: a model in floats, or one that was trained with fake quantization. Goes out: a model for torch.compile.
+"""
+
+from __future__ import annotations
+
+from trt_dynamo.quantization.fake_quantizers import freeze_fake_quantize
+
+__all__ = ["freeze_fake_quantize"]
