@@ -9,7 +9,15 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
-from trt_dynamo.errors import BuildError, ConversionError, EngineError, SettingsError, TrtDynamoError, Unsupported
+from trt_dynamo.errors import (
+    BuildError,
+    ConversionError,
+    EngineError,
+    FileError,
+    SettingsError,
+    TrtDynamoError,
+    Unsupported,
+)
 from trt_dynamo.settings import Settings
 
 if TYPE_CHECKING:
@@ -17,6 +25,8 @@ if TYPE_CHECKING:
     from trt_dynamo.backend import tensorrt
     from trt_dynamo.calibration import Calibration, calibrate
     from trt_dynamo.explanation import explain
+    from trt_dynamo.exported import ExportedModule, compile
+    from trt_dynamo.model_file import load, save
     from trt_dynamo.quantization import freeze_fake_quantize
     from trt_dynamo.recorded_shapes import RecordedShapes, record_shapes
     from trt_dynamo.reports import report, reset_report
@@ -29,6 +39,8 @@ __all__ = [
     "Calibration",
     "ConversionError",
     "EngineError",
+    "ExportedModule",
+    "FileError",
     "Network",
     "RecordedShapes",
     "Settings",
@@ -38,12 +50,15 @@ __all__ = [
     "Unsupported",
     "__version__",
     "calibrate",
+    "compile",
     "converter",
     "explain",
     "freeze_fake_quantize",
+    "load",
     "record_shapes",
     "report",
     "reset_report",
+    "save",
     "tensorrt",
     "weights_changed",
 ]
@@ -54,13 +69,17 @@ LAZY = {
     "Tensor": "trt_dynamo.aten_converters",
     "converter": "trt_dynamo.aten_converters",
     "Calibration": "trt_dynamo.calibration",
+    "ExportedModule": "trt_dynamo.exported",
     "RecordedShapes": "trt_dynamo.recorded_shapes",
     "calibrate": "trt_dynamo.calibration",
+    "compile": "trt_dynamo.exported",
     "explain": "trt_dynamo.explanation",
+    "load": "trt_dynamo.model_file",
     "freeze_fake_quantize": "trt_dynamo.quantization",
     "record_shapes": "trt_dynamo.recorded_shapes",
     "report": "trt_dynamo.reports",
     "reset_report": "trt_dynamo.reports",
+    "save": "trt_dynamo.model_file",
     "tensorrt": "trt_dynamo.backend",
     "weights_changed": "trt_dynamo.weights",
 }

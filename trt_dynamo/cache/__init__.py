@@ -15,6 +15,7 @@ from pathlib import Path
 
 import platformdirs
 
+from trt_dynamo.cache.carried import CARRIED
 from trt_dynamo.cache.entry import Plan, recorded
 from trt_dynamo.cache.inventory import Entry
 from trt_dynamo.cache.key import digest, segment_key
@@ -27,7 +28,7 @@ __all__ = ["Entry", "Plan", "Store", "digest", "get_or_build", "open_store", "se
 
 
 def get_or_build(key: str, build: Callable[[], Plan], settings: Settings) -> tuple[Plan, bool]:
-    """The plan for `key`, and whether it came from the cache.
+    """The plan for `key`, and whether it came from the cache, or from the file of the module that is being loaded.
 
     Another process that builds or fetches the same key is waited for, within bounds. The manifest comes back as JSON
     gives it (tuples are lists, keys are strings), from a build as from the cache, so that a hit is never different from
@@ -37,6 +38,18 @@ def get_or_build(key: str, build: Callable[[], Plan], settings: Settings) -> tup
         TypeError: `build` gave a manifest that JSON cannot hold.
         Exception: whatever `build` raises.
     """
+    carried = CARRIED.get()
+    if carried is None:
+        return cached_or_built(key, build, settings)
+    found = carried.find(key)
+    if found is not None:
+        return found, True
+    carried.plans[key], hit = cached_or_built(key, build, settings)
+    return carried.plans[key], hit
+
+
+def cached_or_built(key: str, build: Callable[[], Plan], settings: Settings) -> tuple[Plan, bool]:
+    """The plan from the cache, else built and cached."""
     if settings.cache == "off":
         return build().as_stored(), False
     store = open_store(settings)

@@ -44,9 +44,10 @@ def lower(
     inputs: Sequence[Any],
     compile: Callable[[Lowered], Callable[..., Any]],
     settings: Settings,
+    traced: Sequence[Any] | None = None,
 ) -> Callable[..., Any]:
     """The callable that Dynamo gets: AOTAutograd's wrapper (which writes mutations back) around what `compile`
-    makes.
+    makes. `traced` are the fake inputs, where an export has made them; by default AOTAutograd makes them itself.
     """
     placeholders = [node for node in module.graph.nodes if node.op == "placeholder"]
     names = [qualified_name(node) for node in placeholders]
@@ -69,7 +70,7 @@ def lower(
         fw_compiler=training, bw_compiler=training, inference_compiler=inference, decompositions=decompositions()
     )
     with compile_session():
-        result: Callable[..., Any] = backend(keep_whole(module), inputs)
+        result: Callable[..., Any] = backend(keep_whole(module), inputs if traced is None else traced)
     return result
 
 
@@ -102,6 +103,8 @@ BAKEABLE = (torch.Tensor, torch.nn.Parameter, torch.nn.Buffer)
 
 def qualified_name(node: torch.fx.Node) -> str:
     """`layer.0.weight` for the source `L['self']._modules['layer']._modules['0']._parameters['weight']`."""
+    if "qualified_name" in node.meta:  # an export says it
+        return str(node.meta["qualified_name"])
     source = getattr(node, "_dynamo_source", None)
     name = getattr(source, "name", "") or ""
     name = name() if callable(name) else name
