@@ -86,8 +86,8 @@ ALLOWED: dict[str, set[str]] = {
 
 # These put the stages together, and nothing but one another may import them.
 COMPOSE = {
-    "backend", "calibration", "cli", "__main__", "demo", "explanation", "exported", "layer_profile", "model_file",
-    "selftest", "testing",
+    "backend", "calibration", "cli", "debugging", "__main__", "demo", "explanation", "exported", "layer_profile",
+    "model_file", "selftest", "testing",
 }  # fmt: skip
 
 

@@ -133,7 +133,9 @@ class Bisection:
     def described(self, node: Node, probe: Probe) -> Finding:
         shown = node.args[0] if node.target is operator.getitem else node
         assert isinstance(shown, Node)
-        paths = [name for name in module_names(shown) if "." in name or name.islower()]
+        stack = (shown.meta.get("nn_module_stack") or {}).values()
+        kinds = {kind.rpartition(".")[2] if isinstance(kind, str) else kind.__name__ for _, kind in stack}
+        paths = [name for name in module_names(shown) if name not in kinds]
         before = max((probe.seen[n].error for n in sources(node, probe) if n in probe.seen), default=0.0)
         return Finding(
             node.name,

@@ -49,8 +49,8 @@ class Accuracy:
 @dataclasses.dataclass(frozen=True)
 class Difference:
     """Two tensors: the L2 norm of their difference over that of the second (of integers, the share that differs), the
-    largest difference over the largest element, the cosine, and how many elements are NaN or infinite in one alone.
-    `why` says that they cannot be compared.
+    largest difference over the largest element, the cosine, and how many elements are NaN or infinite in one alone;
+    `off` and `peak` are that norm and that largest difference themselves. `why` says that they cannot be compared.
     """
 
     error: float = 0.0
@@ -59,6 +59,8 @@ class Difference:
     strange: int = 0
     elements: int = 0
     integers: bool = False
+    off: float = 0.0
+    peak: float = 0.0
     why: str = ""
 
     def __str__(self) -> str:
@@ -142,8 +144,8 @@ def excusable(found: Difference, decided: bool = True) -> bool:
 def excused(found: Difference, noise: Difference) -> bool:
     """Whether rounding alone makes about as much."""
     return (
-        found.error <= EXCUSED * noise.error
-        and found.worst <= EXCUSED * noise.worst
+        found.off <= EXCUSED * noise.off
+        and found.peak <= EXCUSED * noise.peak
         and found.strange <= EXCUSED * noise.strange
     )
 
@@ -165,7 +167,7 @@ def difference(actual: torch.Tensor, expected: torch.Tensor) -> Difference:
         return difference(torch.view_as_real(actual), torch.view_as_real(expected))
     if not expected.is_floating_point():
         share = float((actual != expected).sum()) / max(count, 1)
-        return Difference(share, elements=count, integers=True)
+        return Difference(share, elements=count, integers=True, off=share)
     if not count:
         return Difference()
     end = torch.finfo(expected.dtype).max * 0.99
@@ -177,7 +179,7 @@ def difference(actual: torch.Tensor, expected: torch.Tensor) -> Difference:
     numbers = [strange.sum().double(), norm(d), norm(e), norm(a), (a * e).sum(), d.abs().max(), e.abs().max()]
     odd, off, whole, mine, dot, peak, largest = torch.stack(numbers).tolist()
     cosine = dot / (mine * whole) if mine * whole else float(mine == whole)
-    return Difference(ratio(off, whole), ratio(peak, largest), cosine, int(odd), count)
+    return Difference(ratio(off, whole), ratio(peak, largest), cosine, int(odd), count, off=off, peak=peak)
 
 
 def ratio(part: float, whole: float) -> float:
