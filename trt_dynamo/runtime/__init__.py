@@ -255,6 +255,8 @@ class SegmentModule(torch.nn.Module):
             # The same parameters with new memory (`p.data = ...`): a change like any other.
             self.moved.discard(key)
             self.note_change()
+        elif slot.refused is not None:
+            return None, slot.refused
         else:
             assert slot.weights is not None
             try:
@@ -268,8 +270,6 @@ class SegmentModule(torch.nn.Module):
                     self.note_change()
             elif slot.engine is not None and not slot.stale:
                 slot.put(slot.engine)  # the same, elsewhere perhaps
-        if slot.refused is not None:
-            return None, slot.refused
         if slot.engine is not None or slot.building:
             return slot, BEING_BUILT
         slot.calm += 1

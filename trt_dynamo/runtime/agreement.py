@@ -114,11 +114,17 @@ def compare(
     rounded: Callable[[], Sequence[torch.Tensor]],
 ) -> Agreement:
     """Compares an engine's results with eager's. `rounded` gives eager's with the errors of rounding in it."""
+    if len(results) != len(expected):
+        odd = Difference(why=f"there are {len(results)} results, eager has {len(expected)}")
+        return Agreement(False, 0, odd, compared=True)
     found = [difference(a, e) for a, e in zip(results, expected, strict=True)]
     bad = [i for i, each in enumerate(found) if not near(each, accuracy, accuracy.decided[i])]
     if bad and not accuracy.rigid and all(excusable(found[i], accuracy.decided[i]) for i in bad):
         for _ in range(TRIALS):
-            trial = rounded()
+            try:
+                trial = rounded()
+            except torch.OutOfMemoryError:  # then nothing excuses it
+                break
             bad = [i for i in bad if not excused(found[i], difference(trial[i], expected[i]))]
             if not bad:
                 break
@@ -159,8 +165,8 @@ def difference(actual: torch.Tensor, expected: torch.Tensor) -> Difference:
 
     What is within 1 % of the end of the type counts as infinite: rounding decides there. NaN is equal to NaN.
     """
-    if actual.shape != expected.shape or actual.dtype is not expected.dtype:
-        mine, theirs = (f"{str(t.dtype).removeprefix('torch.')} of shape {tuple(t.shape)}" for t in (actual, expected))
+    if (actual.shape, actual.dtype, actual.device) != (expected.shape, expected.dtype, expected.device):
+        mine, theirs = (f"{t.dtype} of shape {tuple(t.shape)} on {t.device}" for t in (actual, expected))
         return Difference(why=f"it is {mine}, eager's is {theirs}")
     count = expected.numel()
     if expected.is_complex():

@@ -33,6 +33,9 @@ DIFFERS = "verify: the engine's answers are not eager's"
 NOT_VERIFIED = "verify: the engine was not compared with eager before a CUDA graph is captured"
 MOVED = "verify: the weights changed during the comparison"
 
+# So many wrong engines of a segment (each set of weights has its own) get a search for the bad node, and a warning.
+SEARCHES = 4
+
 # Finds where the fault of an engine begins, for the arguments of a call; says it as a text.
 Locate = Callable[[Engine, Sequence[Any]], object]
 
@@ -70,7 +73,8 @@ class Guard:
         self.calls = itertools.count(1)
         self.lock = threading.Lock()
         self.passed: weakref.WeakKeyDictionary[Engine, Any] = weakref.WeakKeyDictionary()
-        self.cause: object | None = None  # found once for a segment: it takes a while
+        self.causes: weakref.WeakKeyDictionary[Engine, object] = weakref.WeakKeyDictionary()
+        self.searches = 0
         forget_in_children(self)
 
     def leave_to_parent(self) -> object:
@@ -139,20 +143,22 @@ class Guard:
                 if slot.refused is not None:
                     return
                 slot.refuse(DIFFERS)
-        with self.lock:
-            if self.cause is None:
-                self.cause = self.locate(engine, args)
-        judgement = Judgement(self.name, self.accuracy, found, self.cause)
+        cause = self.cause(engine, args)
+        judgement = Judgement(self.name, self.accuracy, found, cause)
         tell(judgement)
         count("breaches", f"{self.name}: {judgement}")
         if self.strict:
-            raise AccuracyError(f"{self.name}: its engine's answers are not eager's: {judgement}. {self.cause}")
-        log.warning(
-            "%s: its engine's answers are not eager's, so eager answers from now on: %s. %s",
-            self.name,
-            judgement,
-            self.cause,
-        )
+            raise AccuracyError(f"{self.name}: its engine's answers are not eager's: {judgement}. {cause}")
+        text = "%s: its engine's answers are not eager's, so eager answers from now on: %s. %s"
+        log.log(logging.WARNING if cause else logging.INFO, text, self.name, judgement, cause)
+
+    def cause(self, engine: Engine, args: Sequence[Any]) -> object:
+        """Where the fault of an engine begins; nothing where enough was searched."""
+        with self.lock:
+            if engine not in self.causes:
+                self.searches += 1
+                self.causes[engine] = self.locate(engine, args) if self.searches <= SEARCHES else ""
+            return self.causes[engine]
 
 
 def mark(engine: Engine, held: Snapshot | None) -> Any:

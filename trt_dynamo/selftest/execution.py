@@ -172,6 +172,18 @@ def precision_auto(t: Trial) -> None:
     assert report()["engine_calls"] >= 2, f"no engine answered: {report()['eager_reasons']}"
 
 
+@case("verify.first")
+def verify_first(t: Trial) -> None:
+    """The setting `verify`: the engine beside eager, in the model's types and in float16."""
+    for precision in ("native", "fp16"):
+        model = network().to(t.device)
+        compiled = t.compile(model, precision=precision, verify="first")
+        for x in rows(8, 8):
+            t.agree(compiled, model, x, tolerance=(1e-2, 1e-2))
+    assert report()["verified"] == 2, f"{report()['verified']} calls were compared"
+    assert report()["breaches"] == 0, f"an engine differs: {report()['breach_reasons']}"
+
+
 @case("profiling.layers")
 def layers(t: Trial) -> None:
     """The engine's own profiler reports its layers."""
