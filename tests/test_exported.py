@@ -117,6 +117,19 @@ def test_a_range_without_a_lower_end_has_one_and_all_sizes_above(tmp_path: Path)
             each(torch.randn(9, 4))
 
 
+class Casting(torch.nn.Module):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return (x.relu().double().float() + 1).to(torch.float16).neg()
+
+
+def test_what_an_export_asserts_of_dtypes_is_no_part_of_the_graph() -> None:
+    x = torch.randn(3, 4)
+    module = trt_dynamo.compile(Casting(), (x,), **OPTIONS)
+    assert_same(module(x), Casting()(x))
+    assert "_assert_tensor_metadata" in str(module.program.graph)
+    assert "_assert_tensor_metadata" not in str(module.lifted.module.graph)
+
+
 class Stepped(torch.nn.Module):
     def forward(self, x: torch.Tensor, n: int, mode: str = "sum") -> torch.Tensor:
         y = x[:, :n] * n

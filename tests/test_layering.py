@@ -41,6 +41,7 @@ ALLOWED: dict[str, set[str]] = {
     "fallback": BASE | {"aten_converters", "partition", "profiles", "reports", "runtime"},
     "training": BASE | {"fallback"},
     "wrappers": set(),
+    "triton_repository": set(),
     "aten_converters": BASE | {"profiles", "operators"},
     "lowering": BASE | {"profiles", "operators", "host_scalars"},
     "lowering.decompositions": BASE | {"profiles", "operators", "aten_converters"},
@@ -73,6 +74,7 @@ ALLOWED: dict[str, set[str]] = {
         "aten_converters",
         "backend",
         "calibration",
+        "engine_file",
         "explanation",
         "exported",
         "model_file",
@@ -86,8 +88,8 @@ ALLOWED: dict[str, set[str]] = {
 
 # These put the stages together, and nothing but one another may import them.
 COMPOSE = {
-    "backend", "calibration", "cli", "debugging", "__main__", "demo", "explanation", "exported", "layer_profile",
-    "model_file", "selftest", "testing",
+    "backend", "calibration", "cli", "debugging", "__main__", "demo", "engine_file", "explanation", "exported",
+    "layer_profile", "model_file", "selftest", "testing",
 }  # fmt: skip
 
 

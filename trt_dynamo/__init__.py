@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from trt_dynamo.aten_converters import Network, Tensor, converter
     from trt_dynamo.backend import tensorrt
     from trt_dynamo.calibration import Calibration, calibrate
+    from trt_dynamo.engine_file import EngineFile, export_engine
     from trt_dynamo.explanation import explain
     from trt_dynamo.exported import ExportedModule, compile
     from trt_dynamo.model_file import load, save
@@ -39,6 +40,7 @@ __all__ = [
     "Calibration",
     "ConversionError",
     "EngineError",
+    "EngineFile",
     "ExportedModule",
     "FileError",
     "Network",
@@ -53,6 +55,7 @@ __all__ = [
     "compile",
     "converter",
     "explain",
+    "export_engine",
     "freeze_fake_quantize",
     "load",
     "record_shapes",
@@ -69,11 +72,13 @@ LAZY = {
     "Tensor": "trt_dynamo.aten_converters",
     "converter": "trt_dynamo.aten_converters",
     "Calibration": "trt_dynamo.calibration",
+    "EngineFile": "trt_dynamo.engine_file",
     "ExportedModule": "trt_dynamo.exported",
     "RecordedShapes": "trt_dynamo.recorded_shapes",
     "calibrate": "trt_dynamo.calibration",
     "compile": "trt_dynamo.exported",
     "explain": "trt_dynamo.explanation",
+    "export_engine": "trt_dynamo.engine_file",
     "load": "trt_dynamo.model_file",
     "freeze_fake_quantize": "trt_dynamo.quantization",
     "record_shapes": "trt_dynamo.recorded_shapes",

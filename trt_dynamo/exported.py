@@ -61,6 +61,11 @@ class Lifted:
         """The placeholders of the user's inputs."""
         return [node for node in self.module.graph.nodes if node.op == "placeholder"][len(self.paths) :]
 
+    @property
+    def names(self) -> list[str]:
+        """The user's inputs by the names that they have in the model. Those of nodes avoid Python's own."""
+        return [str(node.target) for node in self.inputs]
+
     def state(self) -> list[torch.Tensor]:
         """What the model holds, in the order of `paths`."""
         return [tensor_at(self.root, path) for path in self.paths]
@@ -248,7 +253,9 @@ def lift(program: ExportedProgram) -> Lifted:
             first[path].meta = {**node.meta, "tensor_dict": marked, "qualified_name": path}
         copies[node] = first[path]
     for node in root.graph.nodes:
-        if node in copies:
+        # What these assert of a dtype or device holds where the inputs are looked at, and they would have an engine give
+        # out the tensor.
+        if node in copies or node.target is torch.ops.aten._assert_tensor_metadata.default:
             continue
         if node.op == "output":
             results, _ = pytree.tree_flatten(node.args[0])

@@ -32,7 +32,7 @@ class Inputs:
     def __init__(
         self, placeholders: Sequence[Node], spec: pytree.TreeSpec, ranges: Mapping[sympy.Symbol, ValueRanges[Any]]
     ) -> None:
-        self.names = [node.name for node in placeholders]
+        self.names = [str(node.target) for node in placeholders]
         self.values = [node.meta.get("val") for node in placeholders]
         self.spec = spec
         self.ranges = ranges
