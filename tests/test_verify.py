@@ -135,6 +135,29 @@ def test_the_first_bad_node(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     assert judgement.cause.before < 1e-6 and "test_verify.py:" in judgement.cause.source
 
 
+class Attending(nn.Module):
+    """Scores with a mask of the least float32, which a half type cuts; then the activation."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.norm, self.up, self.down = nn.LayerNorm(8), nn.Linear(8, 16), nn.Linear(16, 8)
+
+    def forward(self, x: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
+        y = self.norm(x)
+        x = x + ((y @ y.transpose(-1, -2)) / 3 + mask).softmax(-1) @ y
+        x = x + self.down(F.gelu(self.up(x)))
+        return x[:, -1], x.argmax(-1)
+
+
+@pytest.mark.parametrize(("precision", "dynamic"), [("native", True), ("fp16", True), ("bf16", False)])
+def test_the_first_bad_node_among_casts_masks_and_sizes(wrong_gelu: None, precision: str, dynamic: bool) -> None:
+    mask = torch.full((5, 5), torch.finfo(torch.float32).min).triu(1)
+    with judgements() as found, torch.no_grad():
+        watched(Attending().eval(), precision=precision, dynamic=dynamic)(torch.randn(2, 5, 8), mask)
+    assert isinstance(found[0].cause, Finding) and found[0].cause.node == "gelu", found[0].cause
+    assert found[0].cause.before < 0.01
+
+
 def test_prefixes_find_what_an_engine_with_all_values_hides(wrong_gelu: None, monkeypatch: pytest.MonkeyPatch) -> None:
     bad = Probe.bad
     asked: list[int] = []
