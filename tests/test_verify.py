@@ -16,8 +16,11 @@ from torch import Tensor, nn
 from typer.testing import CliRunner
 
 from tests.compiled import assert_same, compiled, engine_calls
+from trt_dynamo import Settings, backend
+from trt_dynamo.aten_converters import ConvertedNetwork
 from trt_dynamo.aten_converters.registry import CONVERTERS, Converter, match_parameters
 from trt_dynamo.bisection import Bisection, Finding, Probe
+from trt_dynamo.build import build
 from trt_dynamo.cli import app
 from trt_dynamo.errors import AccuracyError, BuildError
 from trt_dynamo.reports import report
@@ -156,6 +159,23 @@ def test_the_first_bad_node_among_casts_masks_and_sizes(wrong_gelu: None, precis
         watched(Attending().eval(), precision=precision, dynamic=dynamic)(torch.randn(2, 5, 8), mask)
     assert isinstance(found[0].cause, Finding) and found[0].cause.node == "gelu", found[0].cause
     assert found[0].cause.before < 0.01
+
+
+def test_tensorrt_builds_what_the_search_asks_for(wrong_gelu: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    built: list[int] = []
+    make = backend.stand_in
+
+    def build_too(network: ConvertedNetwork, profiles: Any, *args: Any) -> Engine:
+        built.append(len(network.outputs))
+        assert build(network, profiles[0], Settings(), label="a part")
+        return make(network, profiles, *args)
+
+    monkeypatch.setattr(backend, "stand_in", build_too)
+    mask = torch.full((5, 5), -torch.inf).triu(1)
+    with torch.no_grad():
+        watched(Attending().eval(), precision="fp16", dynamic=True)(torch.randn(2, 5, 8), mask)
+    whole, again, all_values = built
+    assert whole == again < 10 < all_values
 
 
 def test_prefixes_find_what_an_engine_with_all_values_hides(wrong_gelu: None, monkeypatch: pytest.MonkeyPatch) -> None:
