@@ -54,6 +54,8 @@ ALLOWED: dict[str, set[str]] = {
     # before a model is compiled: torch's and torchao's own tools
     "quantization": {"errors"},
     "tf32": set(),
+    # what makes an engine this one
+    "identity": BASE | {"aten_converters", "origins", "partition"},
     # why the cache lacks an engine
     "origins": {"cache", "settings"},
     "cache": BASE | {"profiles"},

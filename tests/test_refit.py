@@ -22,9 +22,10 @@ from tests.test_reference_engine import Net
 from trt_dynamo import trt as tensorrt
 from trt_dynamo.aten_converters import ConvertedNetwork, Network, convert, weights_manifest
 from trt_dynamo.aten_converters.refittable import tensors_read, weight_bindings
-from trt_dynamo.backend import manifest_of, placeholder_names
+from trt_dynamo.backend import placeholder_names
 from trt_dynamo.build import build, make_refittable, profile_of
 from trt_dynamo.errors import BuildError, ConversionError, EngineError, Unsupported
+from trt_dynamo.identity import manifest_of
 from trt_dynamo.log import collected, logger, record
 from trt_dynamo.lowering import Lowered, lower
 from trt_dynamo.partition import Segment, main_device, partition

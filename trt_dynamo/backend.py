@@ -7,13 +7,10 @@ runtime.
 from __future__ import annotations
 
 import functools
-import hashlib
-import inspect
 import logging
 import time
 import weakref
 from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -22,18 +19,17 @@ from torch._subclasses.fake_tensor import unset_fake_temporarily
 from torch.fx import GraphModule
 
 from trt_dynamo import trt as tensorrt_module
-from trt_dynamo.aten_converters import ConvertedNetwork, convert, weights_manifest
-from trt_dynamo.aten_converters.registry import lookup
+from trt_dynamo.aten_converters import ConvertedNetwork, convert
 from trt_dynamo.bisection import Bisection
 from trt_dynamo.build import Profile, build, profile_of
 from trt_dynamo.cache import Plan, digest, get_or_build, segment_key
 from trt_dynamo.errors import SettingsError, TrtDynamoError, WeightsMoved
 from trt_dynamo.fallback import NothingForTensorRT, compile_eager_parts, compile_graph
 from trt_dynamo.graph_breaks import warn_if_recurrent_skipped
+from trt_dynamo.identity import converters_version, manifest_of, origin_of, platform_of
 from trt_dynamo.known_ranges import use_known_ranges
 from trt_dynamo.lowering import Lowered, lower
 from trt_dynamo.lowering.lengths import keeps_lengths
-from trt_dynamo.origins import Origin
 from trt_dynamo.partition import Segment, main_device, partition
 from trt_dynamo.partition.single import boxed
 from trt_dynamo.precision import Findings, Precision
@@ -280,20 +276,6 @@ def make_engine(
     return engine
 
 
-def origin_of(
-    key_of: Callable[..., str],
-    weights: Mapping[str, str],
-    settings: Settings,
-    platform: Mapping[str, str],
-    converters: str,
-) -> Origin:
-    """What the parts of a key say of an engine, for people: to tell why it is not the one that was stored before."""
-    graph = key_of(weights=dict.fromkeys(weights, "baked"), settings=Settings(), platform={}, converters="")
-    chosen = {f"setting {name}": str(value) for name, value in settings.engine_fields().items()}
-    content = hashlib.sha256("".join(weights.values()).encode()).hexdigest()
-    return Origin(graph, {**chosen, **platform, "converters": converters, "weights": content})
-
-
 def stand_in(network: ConvertedNetwork, profiles: Sequence[Profile], device: torch.device, contexts: int) -> Engine:
     """The reference evaluator in an engine's place. Equal segments share a plan, but this network has its own names."""
     from trt_dynamo.reference import ReferenceEngine, ReferenceRefitter
@@ -355,65 +337,3 @@ def placeholder_names(module: GraphModule) -> list[str]:
 def split_count(verdicts: Sequence[Any]) -> tuple[int, int]:
     converted = sum(verdict.ok for verdict in verdicts)
     return converted, len(verdicts) - converted
-
-
-def manifest_of(network: ConvertedNetwork) -> dict[str, Any]:
-    """What the runtime must know of an engine's inputs and outputs, as JSON."""
-
-    def describe(binding: Any) -> dict[str, Any]:
-        dtype = str(binding.dtype).removeprefix("torch.")
-        return {
-            "name": binding.name,
-            "position": binding.position,
-            "dtype": dtype,
-            "order": list(binding.order),
-            "size": binding.size,
-        }
-
-    return {
-        "inputs": [describe(b) for b in network.inputs],
-        "outputs": [describe(b) for b in network.outputs],
-        "weights": weights_manifest(network.weights),
-    }
-
-
-def platform_of(device: torch.device, settings: Settings, tf32: bool) -> dict[str, str]:
-    """Where an engine can be used: a portable one of TensorRT-RTX anywhere, one of TensorRT on this kind of GPU."""
-    facts = {
-        "flavor": tensorrt_module.flavor(),
-        "tensorrt": tensorrt_module.version(),
-        "tf32": str(tf32),
-    }
-    if tensorrt_module.is_rtx() and settings.cuda_graphs != "off":
-        facts["scratch memory"] = "the caller's"  # a flag of the build
-    if device.type == "cuda" and not tensorrt_module.is_rtx():
-        facts["gpu"] = torch.cuda.get_device_name(device)
-        facts["capability"] = str(torch.cuda.get_device_capability(device))
-    return facts
-
-
-@functools.cache
-def our_version() -> str:
-    """A digest of the code that makes networks, so that an engine never outlives the converter that made it."""
-    folder = Path(__file__).parent
-    files = [*sorted((folder / "aten_converters").glob("*.py")), folder / "build.py", folder / "profiles.py"]
-    return hashlib.sha256(b"".join(file.read_bytes() for file in files)).hexdigest()
-
-
-def converters_version(segment: Segment) -> str:
-    """Our version, and the source of the user's own converters that the segment uses."""
-    parts = [our_version()]
-    targets = {str(n.target): n.target for n in segment.module.graph.nodes if n.op == "call_function"}
-    for _, target in sorted(targets.items()):
-        used = lookup(target)
-        if used is not None and not used.function.__module__.startswith("trt_dynamo."):
-            parts.append(source_of(used.function))
-    return hashlib.sha256("\0".join(parts).encode()).hexdigest()
-
-
-def source_of(function: Callable[..., Any]) -> str:
-    try:
-        return inspect.getsource(function)
-    except (OSError, TypeError):
-        code = function.__code__
-        return f"{function.__qualname__} {code.co_code.hex()} {code.co_consts!r} {code.co_names!r}"

@@ -1,0 +1,98 @@
+"""What makes an engine this one and no other, beside its graph, and what its manifest says of it.
+
+Comes in: a segment, settings, a device, a converted network. Goes out: the parts of a cache key, and JSON.
+"""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import inspect
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from trt_dynamo import trt as tensorrt_module
+from trt_dynamo.aten_converters import ConvertedNetwork, weights_manifest
+from trt_dynamo.aten_converters.registry import lookup
+from trt_dynamo.origins import Origin
+from trt_dynamo.partition import Segment
+from trt_dynamo.settings import Settings
+
+
+def manifest_of(network: ConvertedNetwork) -> dict[str, Any]:
+    """What the runtime must know of an engine's inputs and outputs, as JSON."""
+
+    def describe(binding: Any) -> dict[str, Any]:
+        dtype = str(binding.dtype).removeprefix("torch.")
+        return {
+            "name": binding.name,
+            "position": binding.position,
+            "dtype": dtype,
+            "order": list(binding.order),
+            "size": binding.size,
+        }
+
+    return {
+        "inputs": [describe(b) for b in network.inputs],
+        "outputs": [describe(b) for b in network.outputs],
+        "weights": weights_manifest(network.weights),
+    }
+
+
+def platform_of(device: torch.device, settings: Settings, tf32: bool) -> dict[str, str]:
+    """Where an engine can be used: a portable one of TensorRT-RTX anywhere, one of TensorRT on this kind of GPU."""
+    facts = {
+        "flavor": tensorrt_module.flavor(),
+        "tensorrt": tensorrt_module.version(),
+        "tf32": str(tf32),
+    }
+    if tensorrt_module.is_rtx() and settings.cuda_graphs != "off":
+        facts["scratch memory"] = "the caller's"  # a flag of the build
+    if device.type == "cuda" and not tensorrt_module.is_rtx():
+        facts["gpu"] = torch.cuda.get_device_name(device)
+        facts["capability"] = str(torch.cuda.get_device_capability(device))
+    return facts
+
+
+def converters_version(segment: Segment) -> str:
+    """Our version, and the source of the user's own converters that the segment uses."""
+    parts = [our_version()]
+    targets = {str(n.target): n.target for n in segment.module.graph.nodes if n.op == "call_function"}
+    for _, target in sorted(targets.items()):
+        used = lookup(target)
+        if used is not None and not used.function.__module__.startswith("trt_dynamo."):
+            parts.append(source_of(used.function))
+    return hashlib.sha256("\0".join(parts).encode()).hexdigest()
+
+
+@functools.cache
+def our_version() -> str:
+    """A digest of the code that makes networks, so that an engine never outlives the converter that made it."""
+    folder = Path(__file__).parent
+    files = [*sorted((folder / "aten_converters").glob("*.py")), folder / "build.py", folder / "profiles.py"]
+    return hashlib.sha256(b"".join(file.read_bytes() for file in files)).hexdigest()
+
+
+def source_of(function: Callable[..., Any]) -> str:
+    try:
+        return inspect.getsource(function)
+    except (OSError, TypeError):
+        code = function.__code__
+        return f"{function.__qualname__} {code.co_code.hex()} {code.co_consts!r} {code.co_names!r}"
+
+
+def origin_of(
+    key_of: Callable[..., str],
+    weights: Mapping[str, str],
+    settings: Settings,
+    platform: Mapping[str, str],
+    converters: str,
+) -> Origin:
+    """What the parts of a key say of an engine, for people: to tell why it is not the one that was stored before."""
+    graph = key_of(weights=dict.fromkeys(weights, "baked"), settings=Settings(), platform={}, converters="")
+    chosen = {f"setting {name}": str(value) for name, value in settings.engine_fields().items()}
+    content = hashlib.sha256("".join(weights.values()).encode()).hexdigest()
+    return Origin(graph, {**chosen, **platform, "converters": converters, "weights": content})
