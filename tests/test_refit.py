@@ -254,16 +254,17 @@ def test_an_engine_gets_other_weights(name: str, device: torch.device, refits: C
 
 def test_a_weight_that_outgrows_the_type_it_is_held_in_is_refused(refits: Callable[[bool], None]) -> None:
     model, x = Parts(lambda x, w: x * w.half(), w=torch.ones(4)), torch.ones(3, 4)
+    weight = model.get_parameter("w")
     with torch.no_grad():
         fast, engines = compiled(model)
         fast(x)
         (engine,) = engines
-        model.w.fill_(-torch.inf)
-        engine.engine.refit([model.w])
+        weight.fill_(-torch.inf)
+        engine.engine.refit([weight])
         assert fast(x).isinf().all()
-        model.w.fill_(1e5)
+        weight.fill_(1e5)
         with pytest.raises(EngineError, match="larger than the type"):
-            engine.engine.refit([model.w])
+            engine.engine.refit([weight])
 
 
 def test_a_source_that_fits_is_not_copied(device: torch.device, monkeypatch: pytest.MonkeyPatch) -> None:
