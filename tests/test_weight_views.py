@@ -40,7 +40,8 @@ class Tied(nn.Module):
         first, second = self.bias.split(6)
         x = torch.erf(x @ turned + first)
         x = torch.erf(x @ turned[:, :6] + second)
-        return torch.erf(turned) + (x @ turned + first * second)
+        result: Tensor = torch.erf(turned) + (x @ turned + first * second)
+        return result
 
 
 class Mask(nn.Module):
