@@ -66,7 +66,7 @@ def measure_segment(segment: Segment, weights: dict[str, torch.Tensor], device: 
 
     copies = {name: tensor.detach().clone() for name, tensor in weights.items()}
     network = convert(segment.module, copies, refit=True)
-    engine = stand_in(network, [profile_of(network, ranges)], device)
+    engine = stand_in(network, [profile_of(network, ranges)], device, 1)
     sources = list(weights.values())
 
     def copy() -> None:
