@@ -217,10 +217,6 @@ def only_segment(parts: Partitioned) -> Segment:
         raise Unsupported(f"TensorRT does not take the whole model, {len(refused)} of its nodes not:\n  {listed}")
     if len(parts.segments) != 1:
         raise Unsupported(f"the model becomes {len(parts.segments)} engines, not one")
-    (call,) = parts.module.graph.find_nodes(op="call_module")
-    computed = [str(node) for node in call.args if isinstance(node, Node) and node.op != "placeholder"]
-    if computed:
-        raise Unsupported(f"the engine needs what is computed before it: {', '.join(computed)}")
     return parts.segments[0]
 
 
@@ -243,7 +239,10 @@ def renamed(
         Unsupported: something that the model holds would be an input.
     """
     placeholders = [node.name for node in segment.graph.nodes if node.op == "placeholder"]
-    inputs = {each.name: arguments[placeholders[each.position]] for each in network.inputs}
+    inputs = {each.name: arguments.get(placeholders[each.position], "") for each in network.inputs}
+    computed = [name for name, argument in inputs.items() if not argument]
+    if computed:
+        raise Unsupported(f"the engine needs what is computed before it: {', '.join(computed)}")
     held = [name for name in inputs.values() if name in lifted.paths]
     if held:
         raise Unsupported(f"these tensors of the model cannot be copied into a plan: {', '.join(held)}")

@@ -253,8 +253,8 @@ def lift(program: ExportedProgram) -> Lifted:
             first[path].meta = {**node.meta, "tensor_dict": marked, "qualified_name": path}
         copies[node] = first[path]
     for node in root.graph.nodes:
-        # What these assert of a dtype or device holds where the inputs are looked at, and they would have an engine give
-        # out the tensor.
+        # What these assert of a dtype or device holds where the inputs are looked at. For them an engine would give out
+        # the tensor.
         if node in copies or node.target is torch.ops.aten._assert_tensor_metadata.default:
             continue
         if node.op == "output":

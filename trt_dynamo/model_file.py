@@ -20,6 +20,7 @@ import io
 import json
 import os
 import re
+import secrets
 import tempfile
 import zipfile
 from collections.abc import Iterator, Mapping
@@ -180,7 +181,8 @@ def read_program(file: Path, graph: IO[bytes], manifest: dict[str, Any]) -> Expo
     except Exception as error:
         was, here = manifest["platform"]["torch"], torch.__version__
         raise FileError(
-            f"torch {here} cannot read the graph in {file}, which torch {was} wrote: {type(error).__name__}: {error}"
+            f"torch {here} cannot read the graph in {file}, which torch {was} wrote (a class among the arguments or "
+            f"results must be imported first): {type(error).__name__}: {error}"
         ) from error
 
 
@@ -301,16 +303,16 @@ def readable(file: Path) -> Iterator[None]:
 @contextlib.contextmanager
 def replaced(file: Path) -> Iterator[IO[bytes]]:
     """A file beside this one, which comes into its place when the block is done."""
-    descriptor, name = tempfile.mkstemp(dir=file.parent, prefix=f".{file.name}.")
+    name = file.parent / f".{file.name}.{secrets.token_hex(8)}"
     try:
-        with open(descriptor, "wb") as out:
-            yield cast("IO[bytes]", out)
+        with open(name, "xb") as out:
+            yield out
             out.flush()
             os.fsync(out.fileno())
         os.replace(name, file)
     except BaseException:
         with contextlib.suppress(OSError):
-            os.unlink(name)
+            name.unlink()
         raise
 
 
