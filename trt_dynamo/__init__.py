@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from trt_dynamo.explanation import explain
     from trt_dynamo.exported import ExportedModule, compile
     from trt_dynamo.model_file import load, save
-    from trt_dynamo.quantization import freeze_fake_quantize
+    from trt_dynamo.quantization import freeze_fake_quantize, quantize
     from trt_dynamo.recorded_shapes import RecordedShapes, record_shapes
     from trt_dynamo.reports import report, reset_report
     from trt_dynamo.weights import weights_changed
@@ -58,6 +58,7 @@ __all__ = [
     "export_engine",
     "freeze_fake_quantize",
     "load",
+    "quantize",
     "record_shapes",
     "report",
     "reset_report",
@@ -81,6 +82,7 @@ LAZY = {
     "export_engine": "trt_dynamo.engine_file",
     "load": "trt_dynamo.model_file",
     "freeze_fake_quantize": "trt_dynamo.quantization",
+    "quantize": "trt_dynamo.quantization",
     "record_shapes": "trt_dynamo.recorded_shapes",
     "report": "trt_dynamo.reports",
     "reset_report": "trt_dynamo.reports",

@@ -1,0 +1,90 @@
+"""INT8 and FP8 on the pretrained MiniLM: how the similarities of sentences rank, and the bytes of the plans.
+
+Needs torchao and the packages of the extra `demo`. The numbers are those of the evaluator (PyTorch, on the CPU); the
+plans are built by TensorRT for RTX, which needs no GPU for it.
+
+    python -m benchmarks.quantization
+"""
+
+from __future__ import annotations
+
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+
+import trt_dynamo
+from trt_dynamo.cache import open_store
+from trt_dynamo.demo import embedding
+from trt_dynamo.demo.embedding import SentenceEncoder, Tokenizer
+
+CASES = (("int8", "minmax"), ("int8", "smooth"), ("int8", "entropy"), ("int8", "percentile"), ("fp8", "minmax"))
+TARGETS = ("8.9", "12.0")
+BATCH = 32
+CALIBRATED = 96  # sentences
+
+
+def batches(tokenizer: Tokenizer, first: int, last: int) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+    texts = embedding.lines_of("sentences")
+    for start in range(first, min(last, len(texts)), BATCH):
+        batch = tokenizer.batch(texts, range(start, min(start + BATCH, last, len(texts))))
+        yield batch.ids, batch.mask
+
+
+def spearman(a: torch.Tensor, b: torch.Tensor) -> float:
+    """The correlation of the ranks of two lists of numbers."""
+    ranks = torch.stack([x.argsort().argsort().double() for x in (a, b)])
+    return float(torch.corrcoef(ranks)[0, 1])
+
+
+def similarities(model: Any, tokenizer: Tokenizer, first: int, last: int) -> torch.Tensor:
+    """Of each pair of different sentences, the cosine of their embeddings."""
+    with torch.no_grad():
+        vectors = torch.cat([model(*batch) for batch in batches(tokenizer, first, last)])
+    rows, columns = torch.triu_indices(len(vectors), len(vectors), 1)
+    return (vectors @ vectors.T)[rows, columns]
+
+
+def quantized(model: SentenceEncoder, tokenizer: Tokenizer, dtype: str, method: str) -> torch.nn.Module:
+    """Calibrated with the first sentences; the others are for the comparison."""
+    return trt_dynamo.quantize(model, batches(tokenizer, 0, CALIBRATED), dtype, method=method)
+
+
+def compiled(model: torch.nn.Module, **options: Any) -> Any:
+    torch._dynamo.reset()
+    options = {"runtime": "reference", "cache": "off", **options}
+    return torch.compile(model, backend="tensorrt", dynamic=True, options=options)
+
+
+def plan_bytes(model: torch.nn.Module, tokenizer: Tokenizer, target: str) -> int:
+    """The plan that TensorRT for RTX builds for the model, with open sizes."""
+    with tempfile.TemporaryDirectory() as folder, torch.no_grad():
+        run = compiled(model, targets=target, cache="on", cache_dir=folder)
+        run(*next(batches(tokenizer, 0, BATCH)))
+        return sum(entry.size for entry in open_store(trt_dynamo.Settings(cache_dir=Path(folder))).entries())
+
+
+def plans(model: torch.nn.Module, tokenizer: Tokenizer) -> str:
+    return " | ".join(f"{plan_bytes(model, tokenizer, target) / 1e6:.1f} MB" for target in TARGETS)
+
+
+def main() -> None:
+    model, tokenizer = embedding.load(torch.device("cpu"))
+    count = len(embedding.lines_of("sentences"))
+    expected = similarities(model, tokenizer, CALIBRATED, count)
+    print("| type | method | Spearman | calibration | " + " | ".join(f"plan, SM {target}" for target in TARGETS) + " |")
+    print("| --- | --- | --- | --- | --- | --- |")
+    print(f"| float32 | - | 1 | - | {plans(model, tokenizer)} |", flush=True)
+    for dtype, method in CASES:
+        started = time.perf_counter()
+        made = quantized(model, tokenizer, dtype, method)
+        took = time.perf_counter() - started
+        found = spearman(expected, similarities(compiled(made), tokenizer, CALIBRATED, count))
+        print(f"| {dtype} | {method} | {found:.4f} | {took:.0f} s | {plans(made, tokenizer)} |", flush=True)
+
+
+if __name__ == "__main__":
+    main()
