@@ -413,6 +413,21 @@ def test_only_a_compiled_module_is_saved_and_a_failed_save_leaves_the_old_file(
         load(tmp_path / "none.pt2")
 
 
+class Labelled(torch.nn.Module):
+    def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, str]:
+        return x.relu() + 1, "label"
+
+
+def test_what_torch_cannot_read_again_runs_and_is_not_saved(tmp_path: Path) -> None:
+    x = torch.randn(3, 4)
+    module = trt_dynamo.compile(Labelled(), (x,), **OPTIONS)
+    assert_same(module(x)[0], x.relu() + 1)
+    assert module(x)[1] == "label"
+    with pytest.raises(FileError, match="torch cannot write this model to a file and read it again"):
+        save(module, tmp_path / "m.pt2")
+    assert not (tmp_path / "m.pt2").exists()
+
+
 def test_where_no_engine_can_run_eager_answers_or_strict_says_so(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -92,7 +92,7 @@ def export_engine(
     tensorrt_module.load()
     args, kwargs = pytree.tree_map_only(torch.Tensor, torch.Tensor.contiguous, (tuple(args), dict(kwargs or {})))
     program = model if isinstance(model, ExportedProgram) else export(model, args, kwargs, dynamic_shapes)
-    lifted, names = with_plain_results(lift(reread(program)))
+    lifted, names = with_plain_results(lift(reread(program)[0]))
     made: list[tuple[bytes, list[PlanTensor], list[PlanTensor]]] = []
 
     def write(graph: Lowered) -> Callable[..., Any]:

@@ -86,6 +86,7 @@ class ExportedModule(torch.nn.Module):
         self.options = dict(options)
         self.settings = dataclasses.replace(Settings.from_env().merge(options), compile="sync")
         self.carried = carried
+        self.no_file = ""  # why torch cannot write the program to a file and read it again
         lifted = lift(program)
         self.model = lifted.root
         self.lifted = lifted
@@ -137,7 +138,10 @@ def compile(
     """
     settings = Settings.from_env().merge(options)  # before the export, which takes long
     program = model if isinstance(model, ExportedProgram) else export(model, args, kwargs, dynamic_shapes)
-    return ExportedModule(reread(program), {name: getattr(settings, name) for name in options}, Carried())
+    program, problem = reread(program)
+    module = ExportedModule(program, {name: getattr(settings, name) for name in options}, Carried())
+    module.no_file = problem
+    return module
 
 
 def export(
@@ -147,9 +151,10 @@ def export(
         return torch.export.export(model, tuple(args), dict(kwargs or {}), dynamic_shapes=shapes, strict=False)
 
 
-def reread(program: ExportedProgram) -> ExportedProgram:
+def reread(program: ExportedProgram) -> tuple[ExportedProgram, str]:
     """The same program as it comes back from a file, with the same tensors. torch simplifies the sizes of a program
-    that it has read otherwise than those of one that it has traced; so both give the same engines.
+    that it has read otherwise than those of one that it has traced; so both give the same engines. A program that torch
+    cannot write and read comes back as it is, with the reason.
     """
     file = io.BytesIO()
     try:
@@ -157,10 +162,9 @@ def reread(program: ExportedProgram) -> ExportedProgram:
         file.seek(0)
         again = torch.export.load(file)
     except Exception as error:  # noqa: BLE001  it runs all the same, and `save` will say why there can be no file
-        log.info("the exported program cannot be written to a file: %s: %s", type(error).__name__, error)
-        return program
+        return program, f"{type(error).__name__}: {error}"
     again._state_dict, again._constants = program.state_dict, program.constants
-    return again
+    return again, ""
 
 
 def stripped(program: ExportedProgram, *, weights: bool) -> ExportedProgram:

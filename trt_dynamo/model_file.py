@@ -62,6 +62,8 @@ def save(module: ExportedModule, path: str | os.PathLike[str], *, weights: bool 
     """
     if not isinstance(module, ExportedModule):
         raise TypeError(f"only a module of trt_dynamo.compile can be saved, not {type(module).__name__}")
+    if module.no_file:
+        raise FileError(f"torch cannot write this model to a file and read it again: {module.no_file}")
     signing = usable(signing_of(Settings.from_env()))
     program = stripped(module.program, weights=weights)
     file = Path(path)
