@@ -15,6 +15,7 @@ from torch.export import Dim
 import trt_dynamo
 from tests.compiled import assert_same
 from trt_dynamo import Unsupported, engine_file, export_engine
+from trt_dynamo.build import build
 from trt_dynamo.reference import evaluate
 from trt_dynamo.settings import warn_once
 from trt_dynamo.triton_repository import PlanTensor, config_of
@@ -31,7 +32,7 @@ def networks(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[Any]]:
         seen.append(network)
         return engine_build(network, *args, **kwargs)
 
-    engine_build = engine_file.build
+    engine_build = build
     monkeypatch.setattr(engine_file, "build", watched)
     yield seen
     warn_once.cache_clear()
@@ -135,13 +136,14 @@ def test_the_memory_of_a_plan_is_row_major(tmp_path: Path, networks: list[Any]) 
 class Mixed(torch.nn.Module):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         y = torch.linalg.svdvals(x.relu())
-        return torch.linalg.eigvals(y.diag()).real + 1
+        result: torch.Tensor = torch.linalg.eigvals(y.diag()).real + 1
+        return result
 
 
 class Writing(torch.nn.Module):
     def __init__(self) -> None:
         super().__init__()
-        self.register_buffer("steps", torch.zeros(()))
+        self.steps = torch.nn.Buffer(torch.zeros(()))
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         self.steps.add_(1)

@@ -21,7 +21,7 @@ from tests.compiled import assert_same
 from trt_dynamo import FileError, TrtDynamoError, load, report, save
 from trt_dynamo.settings import warn_once
 
-OPTIONS = {"runtime": "reference", "min_segment_nodes": 1, "strict": True}
+OPTIONS: dict[str, Any] = {"runtime": "reference", "min_segment_nodes": 1, "strict": True}
 
 
 class Counting(torch.nn.Module):
@@ -31,7 +31,7 @@ class Counting(torch.nn.Module):
         super().__init__()
         self.linear = torch.nn.Linear(4, 8)
         self.norm = torch.nn.BatchNorm1d(8)
-        self.register_buffer("calls", torch.zeros(()))
+        self.calls = torch.nn.Buffer(torch.zeros(()))
         self.steps = torch.arange(8.0)
 
     def forward(self, x: torch.Tensor, scale: torch.Tensor, *, state: dict[str, torch.Tensor]) -> dict[str, Any]:
@@ -47,7 +47,8 @@ class Small(torch.nn.Module):
         self.linear = torch.nn.Linear(4, 4)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return self.linear(x).relu()
+        result: torch.Tensor = self.linear(x).relu()
+        return result
 
 
 def counting(n: int) -> tuple[tuple[torch.Tensor, ...], dict[str, Any]]:

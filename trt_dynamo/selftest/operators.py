@@ -183,6 +183,10 @@ OPERATORS: dict[str, dict[str, Spec]] = {
         "products": (lambda x: torch.view_as_real(torch.view_as_complex(x) * torch.view_as_complex(x).conj()), (5, 2)),
     },
     "data_dependent": {"histogram": (lambda x: torch.histc(x, 8, -3, 3) * 2, distinct(40))},
+    # Multiples of 1.2 steps lie between two of them nowhere.
+    "quantization": {
+        "tensor": (lambda x: torch.fake_quantize_per_tensor_affine(x.round() * 0.3, 0.25, 0, -128, 127) * 2, (5, 8)),
+    },
     "distance": {"pairs": (lambda x, y: (torch.cdist(x, y), F.cosine_similarity(x, x * 2 + 1)), (5, 8), (6, 8))},
 }  # fmt: skip
 
