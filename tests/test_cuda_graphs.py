@@ -293,3 +293,23 @@ def test_a_capture_that_fails_leaves_the_model_as_it_was(monkeypatch: pytest.Mon
         x = torch.randn(4, 16, device="cuda")
         assert_same(fast(x), model(x))
     assert report()["replays"] == 0 and report()["eager_calls"] == 0
+
+
+def test_a_whole_call_keeps_the_layout_of_inputs_that_move() -> None:
+    class Image(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv = nn.Conv2d(3, 8, 3, padding=1)
+
+        def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+            y = torch.erf(x)
+            z = y.relu() + 1
+            return self.conv(z).relu(), z
+
+    model = Image().cuda().eval().to(memory_format=torch.channels_last)
+    fast = fast_of(model, "whole", weights="frozen")
+    for turn in range(12):
+        x = torch.randn(2 + turn % 2, 3, 8, 8, device="cuda").to(memory_format=torch.channels_last)
+        for ours, eager in zip(fast(x), model(x), strict=True):
+            assert ours.stride() == eager.stride()
+            assert_same(ours, eager)

@@ -17,7 +17,7 @@ import functools
 import logging
 import threading
 from collections.abc import Callable, Hashable, Iterator, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
@@ -89,6 +89,19 @@ class Seen:
         self.addresses = addresses
 
 
+class Place(NamedTuple):
+    """Where a graph reads an argument, and with which strides."""
+
+    argument: int
+    address: int
+    strides: tuple[int, ...]
+
+
+def moved(places: Sequence[Place], args: Sequence[Any]) -> set[int]:
+    """The arguments that do not lie as a graph reads them."""
+    return {i for i, address, strides in places if args[i].data_ptr() != address or args[i].stride() != strides}
+
+
 @dataclasses.dataclass(eq=False)
 class Graph:
     """A captured call, for replays on one stream. `fixed` says where arguments must lie; those of `copied` are copied
@@ -96,7 +109,7 @@ class Graph:
     """
 
     graph: ExecutableGraph
-    fixed: list[tuple[int, int]]
+    fixed: list[Place]
     copied: list[int]
     places: list[torch.Tensor]
     results: list[Any]
@@ -111,10 +124,6 @@ class Graph:
     def __post_init__(self) -> None:
         self.tensors = [result for result in self.results if isinstance(result, torch.Tensor)]
         self.lock = turn(self.index, self.stream)
-
-    def moved(self, args: Sequence[Any]) -> set[int]:
-        """The arguments that do not lie where the graph reads them."""
-        return {i for i, address in self.fixed if args[i].data_ptr() != address or not args[i].is_contiguous()}
 
     def replay(self, args: Sequence[Any]) -> list[Any] | None:
         """The results for arguments of the same shapes, none of them moved; None if the graph was dropped meanwhile. On
@@ -161,8 +170,8 @@ class Graphs:
         graph = self.graphs.get(key)
         if graph is None:
             return self.prepare(key, args, stream, run)
-        moved = graph.moved(args)
-        if not moved:
+        elsewhere = moved(graph.fixed, args)
+        if not elsewhere:
             with self.lock:
                 if key in self.graphs:
                     self.graphs.move_to_end(key)
@@ -171,7 +180,7 @@ class Graphs:
             self.graphs.pop(key, None)
             seen = self.seen.get(key)
             if seen is not None:
-                seen.moved |= moved
+                seen.moved |= elsewhere
         self.release([graph])
         return self.prepare(key, args, stream, run)
 
@@ -222,9 +231,9 @@ class Graphs:
         tensors = [i for i, arg in enumerate(args) if isinstance(arg, torch.Tensor)]
         if any(args[i].get_device() != self.index for i in tensors):
             raise EngineError("an input is on another device")
-        copied = [i for i in tensors if i in seen.moved or not args[i].is_contiguous()]
+        copied = [i for i in tensors if i in seen.moved]
         with torch.cuda.device(self.index), torch.inference_mode(False), torch.no_grad():
-            places = [torch.empty_like(args[i], memory_format=torch.contiguous_format).copy_(args[i]) for i in copied]
+            places = [memory_like(args[i]).copy_(args[i]) for i in copied]
             taken = list(args)
             for i, place in zip(copied, places, strict=True):
                 taken[i] = place
@@ -238,7 +247,7 @@ class Graphs:
                 for call in calls:
                     call.readmit(stream, None)
                 raise
-        fixed = [(i, args[i].data_ptr()) for i in tensors if i not in copied]
+        fixed = [Place(i, args[i].data_ptr(), args[i].stride()) for i in tensors if i not in copied]
         count("cuda_graphs")
         log.info("%s: captured as a CUDA graph, %d of %d inputs copied", self.name, len(copied), len(tensors))
         return Graph(graph, fixed, copied, places, results, calls, self.index, stream, uses)
@@ -305,6 +314,13 @@ def capture(
     if graph is None:
         raise EngineError("something in it cannot be captured")
     return ExecutableGraph(graph), results, CAPTURE.uses
+
+
+def memory_like(tensor: torch.Tensor) -> torch.Tensor:
+    """Memory of its own, laid out as the tensor: what eager computes from other strides has other strides, too."""
+    if any(stride == 0 and size > 1 for size, stride in zip(tensor.shape, tensor.stride(), strict=True)):
+        raise EngineError("an input that moves has elements which share memory")
+    return torch.empty_strided(tensor.shape, tensor.stride(), dtype=tensor.dtype, device=tensor.device)
 
 
 @functools.cache
