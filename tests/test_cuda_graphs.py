@@ -306,7 +306,7 @@ def test_a_whole_call_keeps_the_layout_of_inputs_that_move() -> None:
             z = y.relu() + 1
             return self.conv(z).relu(), z
 
-    model = Image().cuda().eval().to(memory_format=torch.channels_last)
+    model = Image().cuda().eval().to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     fast = fast_of(model, "whole", weights="frozen")
     for turn in range(12):
         x = torch.randn(2 + turn % 2, 3, 8, 8, device="cuda").to(memory_format=torch.channels_last)
