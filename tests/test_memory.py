@@ -78,7 +78,7 @@ def test_a_build_leaves_nothing_on_the_host(cache: str, monkeypatch: pytest.Monk
     """The real builder; only the loading of its plan, which needs a GPU, is replaced."""
     plans: list[int] = []
 
-    def load(plan: bytes, manifest: Any, device: torch.device) -> Any:
+    def load(plan: bytes, manifest: Any, device: torch.device, contexts: int) -> Any:
         plans.append(len(plan))
         return Loaded()
 
