@@ -64,8 +64,8 @@ NAMING = {
 NAMED_BY_STRINGS = ("aten_converters/*.py", "build.py", "trt.py")
 CAPITALS = re.compile(r"[A-Z][A-Z0-9_]{2,}")
 
-# Members that only some versions have, and that the package asks for (`hasattr`) before it uses them.
-PROBED: Mapping[str, frozenset[str]] = {}
+# Members that only some versions have, and that the package asks for (`hasattr`, `getattr`) before it uses them.
+PROBED: Mapping[str, frozenset[str]] = {"BuilderFlag": frozenset({"REQUIRE_USER_ALLOCATION"})}
 
 
 def main() -> int:

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
+from tests.compiled import assert_same, compiled
+from trt_dynamo import report
 from trt_dynamo.errors import EngineError
 from trt_dynamo.runtime.cuda_graphs import Place, Seen, memory_like, moved
 
@@ -45,3 +47,13 @@ def test_what_moved_once_counts_as_moving() -> None:
     for addresses in ([10, 21, None], [10, 20, None], [10, 20, None]):
         seen.note(addresses)
     assert seen.moved == {1} and seen.count == 4
+
+
+@pytest.mark.parametrize("model", [nn.Linear(16, 8), nn.LSTM(16, 32)], ids=["linear", "a loop"])
+def test_engines_for_cuda_graphs_are_built_otherwise_and_stored_apart(model: nn.Module) -> None:
+    x = torch.randn(7, 2, 16)
+    for mode, misses in [("off", 1), ("auto", 2), ("whole", 2)]:
+        torch._dynamo.reset()
+        with torch.no_grad(), torch._dynamo.config.patch(allow_rnn=True):
+            assert_same(compiled(model, cuda_graphs=mode)(x), model(x))
+        assert report()["cache_misses"] == misses and report()["eager_calls"] == 0

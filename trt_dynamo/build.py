@@ -65,8 +65,8 @@ def build(
         config.clear_flag(trt.BuilderFlag.TF32)  # TensorRT's default is on
     if refit:
         make_refittable(config)
-    if settings.cuda_graphs != "off" and may_be_captured(network):
-        config.set_flag(trt.BuilderFlag.REQUIRE_USER_ALLOCATION)
+    if settings.cuda_graphs != "off":
+        make_capturable(config, network)
     for each in (profile, *hot):
         add_profile(builder, config, converted, each)
     started = time.perf_counter()
@@ -111,12 +111,12 @@ def make_refittable(config: trt.IBuilderConfig) -> None:
 ALLOCATING = ("TRIP_LIMIT", "NON_ZERO", "NMS")
 
 
-def may_be_captured(network: Any) -> bool:
-    """Whether TensorRT for RTX takes the flag that makes an engine fit for CUDA graphs; TensorRT itself has none."""
-    if not hasattr(trt.BuilderFlag, "REQUIRE_USER_ALLOCATION"):
-        return False
+def make_capturable(config: trt.IBuilderConfig, network: Any) -> None:
+    """Fit for CUDA graphs, for which TensorRT for RTX has a flag; TensorRT itself needs none."""
+    flag = getattr(trt.BuilderFlag, "REQUIRE_USER_ALLOCATION", None)
     kinds = {trt.ILayer.type.__get__(network.get_layer(i)).name for i in range(network.num_layers)}
-    return kinds.isdisjoint(ALLOCATING)
+    if flag is not None and kinds.isdisjoint(ALLOCATING):
+        config.set_flag(flag)
 
 
 def set_target(config: Any, index: int, target: str, count: int) -> None:
