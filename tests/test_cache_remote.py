@@ -225,6 +225,29 @@ class TestSharing:
         warned.once("No space left on device")
         assert list((tmp_path / "shared").iterdir()) == []
 
+    def test_who_waits_for_an_upload_finds_its_failure_told(
+        self, tmp_path: Path, warned: Warned, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """However slowly the upload's thread tells of it."""
+
+        def full(*_: Any) -> None:
+            raise OSError(28, "No space left on device")
+
+        def slowly(self: remote.Remote, *given: Any, **named: Any) -> None:
+            failing.set()
+            time.sleep(0.3)
+            fail(self, *given, **named)
+
+        failing, fail = threading.Event(), remote.Remote.fail
+        monkeypatch.setattr(remote.Remote, "fail", slowly)
+        monkeypatch.setattr(os, "replace", full)
+        settings = Machines(tmp_path, str(tmp_path / "shared")).settings("a")
+        get_or_build(key(1), Builder(), settings)
+        each = remote.open_remote(settings)
+        assert each is not None and failing.wait(60)
+        each.finish()
+        warned.once("No space left on device")
+
     def test_through_torch_compile(self, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, s3: str) -> None:
         import torch
 

@@ -115,6 +115,7 @@ class Remote:
         self.reading = Way("read", "engines are built here", Errands("trt_dynamo-download"))
         self.writing = Way("written", "other machines do not get this one's engines", Errands("trt_dynamo-upload"))
         self.lock = threading.Lock()
+        self.telling = threading.RLock()
         self.pending: dict[Future[None], int] = {}
         self.complained = False
 
@@ -195,11 +196,13 @@ class Remote:
         return not left
 
     def uploaded(self, upload: Future[None]) -> None:
-        with self.lock:
-            known = self.pending.pop(upload, None) is not None
-        error = upload.exception()
-        if known and error is not None:
-            self.fail(self.writing, error)
+        # What is no longer pending has been told of: `finish` relies on it.
+        with self.telling:
+            error = upload.exception()
+            if error is not None and upload in self.pending:
+                self.fail(self.writing, error)
+            with self.lock:
+                self.pending.pop(upload, None)
 
     def download(self, key: str) -> bytes:
         files, root = self.file_system()
