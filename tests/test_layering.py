@@ -91,7 +91,7 @@ ALLOWED: dict[str, set[str]] = {
 # These put the stages together, and nothing but one another may import them.
 COMPOSE = {
     "backend", "calibration", "cli", "debugging", "__main__", "demo", "engine_file", "explanation", "exported",
-    "layer_profile", "model_file", "selftest", "testing",
+    "layer_profile", "model_file", "selftest", "testing", "watched_runs",
 }  # fmt: skip
 
 

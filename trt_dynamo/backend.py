@@ -101,7 +101,7 @@ def left_over(module: GraphModule, inputs: Sequence[Any], settings: Settings) ->
 def compile_lowered(lowered: Lowered, settings: Settings) -> Callable[..., Any]:
     """The lowered graph with an engine in the place of each segment."""
     number = count("graphs") - 1
-    device, hindrance = main_device(lowered.module), why_not_whole(lowered.module)
+    device = main_device(lowered.module)
     with unset_fake_temporarily(), torch.no_grad():
         parts = partition(lowered.module, lowered.names, settings)
         position = {name: index for index, name in enumerate(placeholder_names(lowered.module))}
@@ -115,18 +115,18 @@ def compile_lowered(lowered: Lowered, settings: Settings) -> Callable[..., Any]:
     log.info("%d segments, %d nodes in TensorRT, %d in eager", len(parts.segments), *split_count(parts.verdicts))
     if settings.cuda_graphs != "whole" or device.type != "cuda":
         return boxed(outer)
-    return in_whole_graph(boxed(outer), lowered, hindrance, device, settings, f"graph_{number}")
+    return in_whole_graph(boxed(outer), lowered, device, settings, f"graph_{number}")
 
 
 def in_whole_graph(
     run: Callable[[list[Any]], Sequence[Any]],
     lowered: Lowered,
-    hindrance: str | None,
     device: torch.device,
     settings: Settings,
     name: str,
 ) -> Callable[..., Any]:
     """The compiled call, replayed as one CUDA graph, unless something hinders that."""
+    hindrance = why_not_whole(lowered.module)
     if hindrance is not None:
         log.info("%s is not captured whole as a CUDA graph: %s", name, hindrance)
         return run

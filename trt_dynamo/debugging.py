@@ -12,13 +12,11 @@ from typing import Any
 
 import torch
 
-from trt_dynamo import trt as tensorrt_module
 from trt_dynamo.bisection import Finding
-from trt_dynamo.errors import TrtDynamoError
-from trt_dynamo.layer_profile import since
 from trt_dynamo.reports import report
 from trt_dynamo.runtime.guard import Judgement, judgements
 from trt_dynamo.settings import Settings
+from trt_dynamo.watched_runs import in_eager, none_answered, runtime_here, waiting
 
 STAND_IN = "shows what the networks mean, not what TensorRT's kernels make of them"
 
@@ -95,20 +93,13 @@ def compare_with_eager(
         SettingsError: an option is unknown or does not parse.
     """
     settings = Settings.from_env().merge(options)
-    runtime = "reference" if settings.runtime == "reference" else "tensorrt"
-    missing = tensorrt_module.why_missing() if runtime == "reference" else tensorrt_module.why_not_runnable()
-    if missing is not None:
-        hint = "" if runtime == "reference" else f" (--set runtime=reference {STAND_IN})"
-        raise TrtDynamoError(f"no engine can run here, so none can be compared: {missing}{hint}")
-    waiting = {"runtime": runtime, "compile": "sync", "rebuild": "sync", "cuda_graphs": "off", "strict": False}
-    compiled = torch.compile(
-        model, backend="tensorrt", dynamic=dynamic, options={**(options or {}), **waiting, "verify": "first"}
-    )
+    runtime = runtime_here(settings, "none can be compared", STAND_IN)
+    watched = {**waiting(options, runtime), "strict": False, "verify": "first"}
+    compiled = torch.compile(model, backend="tensorrt", dynamic=dynamic, options=watched)
     before = report()
     with torch.no_grad(), judgements() as found:
         for _ in range(1 + (settings.calibration_calls if settings.precision == "auto" else 0)):
             compiled(*args, **kwargs)
-    reasons = {**since(before, "eager_graphs"), **since(before, "eager_reasons")}
     if not found:
-        raise TrtDynamoError(f"no engine answered: {'; '.join(reasons) or 'no part of the model is worth an engine'}")
-    return Comparison(runtime, tuple(found), reasons)
+        raise none_answered(before)
+    return Comparison(runtime, tuple(found), in_eager(before))

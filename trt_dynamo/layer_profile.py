@@ -12,11 +12,10 @@ from typing import Any
 
 import torch
 
-from trt_dynamo import trt as tensorrt_module
-from trt_dynamo.errors import TrtDynamoError
 from trt_dynamo.reports import report
 from trt_dynamo.runtime.layer_times import layer_times
 from trt_dynamo.settings import Settings
+from trt_dynamo.watched_runs import none_answered, runtime_here, since, waiting
 
 WARM_UP = 3
 NO_SPEED = "times of the reference evaluator, which say nothing about the speed of an engine"
@@ -54,11 +53,7 @@ def profile_layers(
         SettingsError: an option is unknown or does not parse.
     """
     settings = Settings.from_env().merge(options)
-    runtime = "reference" if settings.runtime == "reference" else "tensorrt"
-    missing = tensorrt_module.why_missing() if runtime == "reference" else tensorrt_module.why_not_runnable()
-    if missing is not None:
-        hint = "" if runtime == "reference" else f" (--set runtime=reference gives {NO_SPEED})"
-        raise TrtDynamoError(f"no engine can run here, so no layer can be timed: {missing}{hint}")
+    runtime = runtime_here(settings, "no layer can be timed", f"gives {NO_SPEED}")
     compiled = torch.compile(model, backend="tensorrt", dynamic=dynamic, options=waiting(options, runtime))
     before = report()
     with torch.no_grad(), layer_times() as times:
@@ -69,23 +64,9 @@ def profile_layers(
         for _ in range(calls):
             compiled(*args, **kwargs)
     if not times.layers:
-        reasons = {**since(before, "eager_graphs"), **since(before, "eager_reasons")}
-        raise TrtDynamoError(f"no engine answered: {'; '.join(reasons) or 'no part of the model is worth an engine'}")
+        raise none_answered(before)
     segments = {
         segment: {layer: sum(spent) / calls for layer, spent in layers.items()}
         for segment, layers in times.layers.items()
     }
     return LayerProfile(runtime, calls, segments, since(warm, "eager_reasons"))
-
-
-def since(before: Mapping[str, Any], counter: str) -> dict[str, int]:
-    """What was counted, by reason, since a report."""
-    counts = report()[counter]
-    return {
-        why: count - before[counter].get(why, 0) for why, count in counts.items() if count > before[counter].get(why, 0)
-    }
-
-
-def waiting(options: Mapping[str, Any] | None, runtime: str) -> dict[str, Any]:
-    """The options, so that every call waits for its engine, and no CUDA graph hides the layers."""
-    return {**(options or {}), "runtime": runtime, "compile": "sync", "rebuild": "sync", "cuda_graphs": "off"}

@@ -151,8 +151,7 @@ class Call:
             self.bind(name, value.data_ptr())
         if prepared.results is None:
             prepared.results = [self.result_of(port) for port in self.owner.outputs]
-        if self.owner.scratch_is_ours:
-            self.scratch, self.scratch_at = int(context.update_device_memory_size_for_shapes()), 0
+        self.scratch, self.scratch_at = int(context.update_device_memory_size_for_shapes()), 0
         self.prepared = prepared
 
     def result_of(self, port: Port) -> tuple[Shape, Shape] | None:

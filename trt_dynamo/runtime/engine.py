@@ -81,7 +81,6 @@ class Engine:
         self.in_graphs: weakref.WeakSet[Graph] = weakref.WeakSet()  # and all graphs, of whomever, that start the engine
         self.numbers: list[int] = []  # arguments that it reads on its device, and are no tensors
         self.contexts = Contexts(contexts)
-        self.scratch_is_ours = True
         # Holds the place of an empty tensor, whose address would be null.
         self.placeholder = torch.zeros(CUDA_ALIGNMENT, dtype=torch.uint8, device=device)
         self.on_cuda = device.type == "cuda"
