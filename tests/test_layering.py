@@ -55,7 +55,7 @@ ALLOWED: dict[str, set[str]] = {
     "quantization": {"errors"},
     "tf32": set(),
     # what makes an engine this one
-    "identity": BASE | {"aten_converters", "origins", "partition"},
+    "identity": BASE | {"aten_converters", "cache", "origins", "partition", "precision", "profiles"},
     # why the cache lacks an engine
     "origins": {"cache", "settings"},
     "cache": BASE | {"profiles"},

@@ -22,11 +22,11 @@ from trt_dynamo import trt as tensorrt_module
 from trt_dynamo.aten_converters import ConvertedNetwork, convert
 from trt_dynamo.bisection import Bisection
 from trt_dynamo.build import Profile, build, profile_of
-from trt_dynamo.cache import Plan, digest, get_or_build, segment_key
+from trt_dynamo.cache import Plan, get_or_build
 from trt_dynamo.errors import SettingsError, TrtDynamoError, WeightsMoved
 from trt_dynamo.fallback import NothingForTensorRT, compile_eager_parts, compile_graph
 from trt_dynamo.graph_breaks import warn_if_recurrent_skipped
-from trt_dynamo.identity import converters_version, manifest_of, origin_of, platform_of
+from trt_dynamo.identity import identity_of, manifest_of
 from trt_dynamo.known_ranges import use_known_ranges
 from trt_dynamo.lowering import Lowered, lower
 from trt_dynamo.lowering.lengths import keeps_lengths
@@ -215,18 +215,8 @@ def make_engine(
         WeightsMoved: the weights are no longer `unchanged`, so nothing was stored under their digests.
     """
     given = dict(zip(segment.weights, weights, strict=True)) if weights is not None else {}
-    digests = {name: digest(tensor) for name, tensor in given.items()} if not refit else {}
-    chosen = precision.graph(weights)
-    key_of = functools.partial(segment_key, ranges=ranges, hot=hot)
-    shaped_by: dict[str, Any] = {
-        "weights": dict.fromkeys(given, "refit") if refit else digests,
-        "settings": settings,
-        "platform": platform_of(device, settings, tf32),
-        "converters": converters_version(segment),
-    }
-    key = key_of(chosen.module, **shaped_by)
-    as_it_is = functools.partial(key_of, segment.module)  # two precisions of a graph have one origin
-    origin = functools.cache(lambda: origin_of(as_it_is, **shaped_by))  # only what the cache lacks asks for it
+    identity = identity_of(segment, precision, tf32, device, settings, weights, ranges, hot, refit=refit)
+    digests = identity.digests
 
     @functools.cache
     def converted() -> ConvertedNetwork:
@@ -239,25 +229,27 @@ def make_engine(
             COPIES.update({(digests[name], tensor.stride()): tensor for name, tensor in made.items()})
         copies = {**made, **{name: tensor for name, tensor in shared.items() if tensor is not None}}
         wide = settings.fp16_accumulate == "float32"
-        return convert(chosen.module, copies, ranges, refit=refit, wide_products=wide)
+        return convert(identity.chosen.module, copies, ranges, refit=refit, wide_products=wide)
 
     def profiles_of(network: ConvertedNetwork) -> list[Profile]:
         return [profile_of(network, each) for each in (ranges, *hot)]
 
     def build_plan() -> Plan:
+        begun = time.perf_counter()
         network = converted()
         first, *others = profiles_of(network)
         plan = build(network, first, settings, hot=others, label=segment.name, refit=refit, tf32=tf32)
         count("engines_built")
         recorded = precision.findings.manifest
         noted = {} if recorded is None else {"precision": recorded}
-        return Plan(plan, {**manifest_of(network), "origin": origin().manifest(), **noted})
+        manifest = {**manifest_of(network), "origin": identity.origin().manifest(), **noted}
+        return Plan(plan, {**manifest, "build_seconds": round(time.perf_counter() - begun, 3)})
 
     if settings.runtime == "reference" and refit and tensorrt_module.why_no_refit() is not None:
         # No builder makes such a plan here; the stand-in needs none.
         return stand_in(converted(), profiles_of(converted()), device, settings.max_contexts)
     started = time.perf_counter()
-    plan, hit = get_or_build(key, build_plan, settings)
+    plan, hit = get_or_build(identity.key, build_plan, settings)
     spend("load_seconds" if hit else "build_seconds", time.perf_counter() - started)
     count("cache_hits" if hit else "cache_misses")
     if not refit and not unchanged():
@@ -268,8 +260,8 @@ def make_engine(
         engine = load_plan(plan.data, plan.manifest, device, settings.max_contexts)
     engine.hit = hit
     if not hit:
-        engine.made_otherwise = origin().what_changed(settings)
-        origin().note()
+        engine.made_otherwise = identity.origin().what_changed(settings)
+        identity.origin().note()
     if weights is None:
         names = placeholder_names(segment.module)
         engine.take_weights([names.index(name) for name in segment.weights])

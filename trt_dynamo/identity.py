@@ -5,10 +5,11 @@ Comes in: a segment, settings, a device, a converted network. Goes out: the part
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import hashlib
 import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,9 +18,58 @@ import torch
 from trt_dynamo import trt as tensorrt_module
 from trt_dynamo.aten_converters import ConvertedNetwork, weights_manifest
 from trt_dynamo.aten_converters.registry import lookup
+from trt_dynamo.cache import digest, segment_key
 from trt_dynamo.origins import Origin
 from trt_dynamo.partition import Segment
+from trt_dynamo.precision import Chosen, Precision
+from trt_dynamo.profiles import Ranges
 from trt_dynamo.settings import Settings
+
+
+@dataclasses.dataclass(frozen=True)
+class Identity:
+    """`key` is the engine's in the cache; `digests` have the content of each weight that is baked in, by name; `chosen`
+    is the segment's graph in its precision; `origin` tells people what the key is made of.
+    """
+
+    key: str
+    digests: Mapping[str, str]
+    chosen: Chosen
+    origin: Callable[[], Origin]
+
+
+def identity_of(
+    segment: Segment,
+    precision: Precision,
+    tf32: bool,
+    device: torch.device,
+    settings: Settings,
+    weights: Sequence[torch.Tensor] | None,
+    ranges: Ranges,
+    hot: Sequence[Ranges] = (),
+    *,
+    refit: bool = False,
+) -> Identity:
+    """What makes the engine of a segment this one: with these weights baked in, or taking them as inputs if None, or
+    with weights that can be changed, if `refit`.
+
+    Raises:
+        Unsupported: something in the graph has no content that a key could hold.
+    """
+    given = dict(zip(segment.weights, weights, strict=True)) if weights is not None else {}
+    digests = {name: digest(tensor) for name, tensor in given.items()} if not refit else {}
+    chosen = precision.graph(weights)
+    key_of = functools.partial(segment_key, ranges=ranges, hot=hot)
+    shaped_by: dict[str, Any] = {
+        "weights": dict.fromkeys(given, "refit") if refit else digests,
+        "settings": settings,
+        "platform": platform_of(device, settings, tf32),
+        "converters": converters_version(segment),
+    }
+    key = key_of(chosen.module, **shaped_by)
+    as_it_is = functools.partial(key_of, segment.module)  # two precisions of a graph have one origin
+    # Only what the cache lacks asks for the origin.
+    return Identity(key, digests, chosen, functools.cache(lambda: origin_of(as_it_is, **shaped_by)))
 
 
 def manifest_of(network: ConvertedNetwork) -> dict[str, Any]:
