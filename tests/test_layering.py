@@ -75,6 +75,7 @@ ALLOWED: dict[str, set[str]] = {
         "settings",
         "aten_converters",
         "backend",
+        "cache",
         "calibration",
         "engine_file",
         "explanation",

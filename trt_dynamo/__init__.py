@@ -23,6 +23,7 @@ from trt_dynamo.settings import Settings
 if TYPE_CHECKING:
     from trt_dynamo.aten_converters import Network, Tensor, converter
     from trt_dynamo.backend import tensorrt
+    from trt_dynamo.cache import register_cache_artifacts
     from trt_dynamo.calibration import Calibration, calibrate
     from trt_dynamo.engine_file import EngineFile, export_engine
     from trt_dynamo.explanation import explain
@@ -60,6 +61,7 @@ __all__ = [
     "load",
     "quantize",
     "record_shapes",
+    "register_cache_artifacts",
     "report",
     "reset_report",
     "save",
@@ -84,6 +86,7 @@ LAZY = {
     "freeze_fake_quantize": "trt_dynamo.quantization",
     "quantize": "trt_dynamo.quantization",
     "record_shapes": "trt_dynamo.recorded_shapes",
+    "register_cache_artifacts": "trt_dynamo.cache",
     "report": "trt_dynamo.reports",
     "reset_report": "trt_dynamo.reports",
     "save": "trt_dynamo.model_file",

@@ -15,6 +15,7 @@ from pathlib import Path
 
 import platformdirs
 
+from trt_dynamo.cache.artifacts import register_cache_artifacts
 from trt_dynamo.cache.carried import CARRIED
 from trt_dynamo.cache.entry import Plan, recorded
 from trt_dynamo.cache.inventory import Entry
@@ -24,7 +25,17 @@ from trt_dynamo.cache.signing import signing_of
 from trt_dynamo.cache.store import Store
 from trt_dynamo.settings import Settings
 
-__all__ = ["Entry", "Plan", "Store", "digest", "get_or_build", "open_store", "segment_key", "without_password"]
+__all__ = [
+    "Entry",
+    "Plan",
+    "Store",
+    "digest",
+    "get_or_build",
+    "open_store",
+    "register_cache_artifacts",
+    "segment_key",
+    "without_password",
+]
 
 
 def get_or_build(key: str, build: Callable[[], Plan], settings: Settings) -> tuple[Plan, bool]:

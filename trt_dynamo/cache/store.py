@@ -23,7 +23,7 @@ from pathlib import Path
 
 import filelock
 
-from trt_dynamo.cache import entry
+from trt_dynamo.cache import artifacts, entry
 from trt_dynamo.cache.disk import Damaged, delete, listing, sync_folder, why_untrusted
 from trt_dynamo.cache.entry import Plan, Record
 from trt_dynamo.cache.inventory import KEY, Entry, described, order, scan
@@ -62,6 +62,7 @@ class Store:
             # A disk that became read-only still serves its plans.
             with contextlib.suppress(OSError):
                 entry.touch(self.path(key))
+        artifacts.note(key, self)
         return record.plan
 
     def record(self, key: str) -> Record | None:
@@ -100,7 +101,10 @@ class Store:
                 if failure is not None:
                     raise failure
                 self.sweep()
-                return self.publish(path, record)
+                stored = self.publish(path, record)
+            if stored:
+                artifacts.note(record.key, self)
+            return stored
         except OSError as error:
             self.complain(error)
             return False
