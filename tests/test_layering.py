@@ -53,6 +53,8 @@ ALLOWED: dict[str, set[str]] = {
     "precision": BASE | {"aten_converters", "partition", "cache", "processes", "reports"},
     # before a model is compiled: torch's and torchao's own tools
     "quantization": {"errors"},
+    # before a model is compiled, and for explain
+    "sparsity": {"aten_converters"},
     "tf32": set(),
     # what makes an engine this one
     "identity": BASE | {"aten_converters", "cache", "origins", "partition", "precision", "profiles"},
@@ -85,6 +87,7 @@ ALLOWED: dict[str, set[str]] = {
         "recorded_shapes",
         "registration",
         "reports",
+        "sparsity",
         "weights",
     },
 }

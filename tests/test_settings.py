@@ -267,7 +267,8 @@ def test_settings_are_frozen_hashable_and_equal_by_value() -> None:
 def test_what_changes_an_engine_is_told_to_the_cache() -> None:
     fields = Settings(targets=("8.6",), precision="fp16").engine_fields()
     precision = {"precision": "fp16", "precision_keep": (), "fp16_accumulate": "default"}
-    assert fields == {"targets": ("8.6",), "optimization_level": None, "workspace": None, **precision}
+    others = {"optimization_level": None, "workspace": None, "sparse_weights": False}
+    assert fields == {"targets": ("8.6",), **others, **precision}
 
 
 def test_every_setting_has_its_words_and_defaults_that_parse() -> None:

@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from trt_dynamo.quantization import freeze_fake_quantize, quantize
     from trt_dynamo.recorded_shapes import RecordedShapes, record_shapes
     from trt_dynamo.reports import report, reset_report
+    from trt_dynamo.sparsity import Sparsified, sparsify
     from trt_dynamo.weights import weights_changed
 
 __version__ = "0.1.0"
@@ -48,6 +49,7 @@ __all__ = [
     "RecordedShapes",
     "Settings",
     "SettingsError",
+    "Sparsified",
     "Tensor",
     "TrtDynamoError",
     "Unsupported",
@@ -65,6 +67,7 @@ __all__ = [
     "report",
     "reset_report",
     "save",
+    "sparsify",
     "tensorrt",
     "weights_changed",
 ]
@@ -78,6 +81,7 @@ LAZY = {
     "EngineFile": "trt_dynamo.engine_file",
     "ExportedModule": "trt_dynamo.exported",
     "RecordedShapes": "trt_dynamo.recorded_shapes",
+    "Sparsified": "trt_dynamo.sparsity",
     "calibrate": "trt_dynamo.calibration",
     "compile": "trt_dynamo.exported",
     "explain": "trt_dynamo.explanation",
@@ -90,6 +94,7 @@ LAZY = {
     "report": "trt_dynamo.reports",
     "reset_report": "trt_dynamo.reports",
     "save": "trt_dynamo.model_file",
+    "sparsify": "trt_dynamo.sparsity",
     "tensorrt": "trt_dynamo.backend",
     "weights_changed": "trt_dynamo.weights",
 }

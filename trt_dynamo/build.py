@@ -18,7 +18,7 @@ from trt_dynamo.aten_converters import ConvertedNetwork
 from trt_dynamo.errors import BuildError
 from trt_dynamo.profiles import Range, dim_range
 from trt_dynamo.progress import progress
-from trt_dynamo.settings import Settings
+from trt_dynamo.settings import Settings, warn_once
 from trt_dynamo.trt import trt
 
 log = logging.getLogger(__name__)
@@ -60,11 +60,7 @@ def build(
         raise BuildError(processes.cannot_build[0])
     builder, network = converted.network.builder, converted.network.raw
     config = builder.create_builder_config()
-    configure(config, settings)
-    if not tf32:
-        config.clear_flag(trt.BuilderFlag.TF32)  # TensorRT's default is on
-    if refit:
-        make_refittable(config)
+    configure(config, settings, refit=refit, tf32=tf32)
     if settings.cuda_graphs != "off":
         make_capturable(config, network)
     for each in (profile, *hot):
@@ -91,8 +87,14 @@ def build(
     return plan
 
 
-def configure(config: trt.IBuilderConfig, settings: Settings) -> None:
-    """What the settings ask for."""
+def configure(config: trt.IBuilderConfig, settings: Settings, *, refit: bool, tf32: bool) -> None:
+    """What the settings and the engine's kind ask for."""
+    if not tf32:
+        config.clear_flag(trt.BuilderFlag.TF32)  # TensorRT's default is on
+    if refit:
+        make_refittable(config)
+    elif settings.sparse_weights:  # what is refitted may be dense, and NVIDIA promises nothing for that
+        allow_sparse_kernels(config)
     if settings.workspace is not None:
         config.set_memory_pool_limit(trt.MemoryPoolType.WORKSPACE, settings.workspace)
     if settings.optimization_level is not None:
@@ -105,6 +107,15 @@ def make_refittable(config: trt.IBuilderConfig) -> None:
     """Only the weights that the network marks, where TensorRT can: all others stay constants that it may fold."""
     flag = getattr(trt.BuilderFlag, "REFIT_INDIVIDUAL", None)
     config.set_flag(trt.BuilderFlag.REFIT if flag is None else flag)
+
+
+def allow_sparse_kernels(config: trt.IBuilderConfig) -> None:
+    """TensorRT looks at the constants by itself, and times the sparse kernels against the others."""
+    flag = getattr(trt.BuilderFlag, "SPARSE_WEIGHTS", None)
+    if flag is None:
+        warn_once(f"{tensorrt.flavor()} {tensorrt.version()} has no flag for sparse weights: sparse_weights is ignored")
+    else:
+        config.set_flag(flag)
 
 
 # Layers that allocate while they run, whose engines cannot be captured as CUDA graphs.

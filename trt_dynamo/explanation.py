@@ -23,7 +23,9 @@ from trt_dynamo.precision import Precision, SegmentPrecision
 from trt_dynamo.precision.recording import recall
 from trt_dynamo.profiles import Sizes
 from trt_dynamo.reports import Build, builds_so_far
+from trt_dynamo.runtime.slots import takes_inputs
 from trt_dynamo.settings import Settings
+from trt_dynamo.sparsity import SegmentSparsity, sparsity_of
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -35,7 +37,7 @@ class Explanation:
     large; `builds` are the engines that this process has made so far, for whatever model, each with the reason for
     it; `inductor` has the nodes of each part that Inductor would compile, the whole of a graph where TensorRT takes
     no node of it; `precision` says what each engine computes in, where the setting asks for another type than the
-    model's."""
+    model's; `sparsity`, with `sparse_weights`, which of its products have 2:4 weights."""
 
     segments: tuple[Segment, ...]
     converted: int
@@ -48,6 +50,7 @@ class Explanation:
     builds: tuple[Build, ...] = ()
     inductor: tuple[tuple[str, ...], ...] = ()
     precision: tuple[SegmentPrecision, ...] = ()
+    sparsity: tuple[SegmentSparsity, ...] = ()
 
     def __str__(self) -> str:
         total, engines, graphs = self.converted + len(self.eager), len(self.segments), self.graphs
@@ -68,7 +71,7 @@ class Explanation:
         for (target, reason), verdicts in sorted(reasons.items(), key=lambda item: -len(item[1])):
             where = f"  [{verdicts[0].source}]" if verdicts[0].source else ""
             lines.append(f"  {len(verdicts)} x {target}: {reason}{where}")
-        lines += [str(told) for told in self.precision]
+        lines += [str(told) for told in (*self.precision, *self.sparsity)]
         lines += list(self.cuts)
         lines += [f"graph not lowered: {reason}" for reason in self.broken]
         lines += [f"not traced by Dynamo: {reason}" for reason in self.breaks]
@@ -90,6 +93,7 @@ class Explanation:
             "cuts": list(self.cuts),
             "inductor": [list(nodes) for nodes in self.inductor],
             "precision": [told.as_dict() for told in self.precision],
+            "sparsity": [told.as_dict() for told in self.sparsity],
             "builds": [dataclasses.asdict(build) for build in self.builds],
         }
 
@@ -117,13 +121,18 @@ def explain(
     broken: list[str] = []
     inductor: list[tuple[str, ...]] = []
     precision: list[SegmentPrecision] = []
+    sparsity: list[SegmentSparsity] = []
 
     def look(lowered: Lowered) -> Callable[..., Any]:
         original = lowered.module.forward
         with unset_fake_temporarily(), torch.no_grad():
             parts = partition(lowered.module, lowered.names, settings)
             inductor.extend(inductor_nodes(parts, settings))
-            precision.extend(precision_of(lowered, segment, settings) for segment in parts.segments)
+            told = [precision_of(lowered, segment, settings) for segment in parts.segments]
+            precision.extend(told)
+            if settings.sparse_weights:
+                pairs = zip(parts.segments, told, strict=True)
+                sparsity.extend(sparse_products(lowered, segment, each, settings) for segment, each in pairs)
         found.append((parts.segments, parts.verdicts))
         return original
 
@@ -166,18 +175,36 @@ def explain(
             for told, segment in zip(precision, renamed, strict=True)
             if settings.precision != "native"
         ),
+        sparsity=tuple(
+            dataclasses.replace(told, segment=segment.name)
+            for told, segment in zip(sparsity, renamed if sparsity else (), strict=True)
+        ),
     )
 
 
 def precision_of(lowered: Lowered, segment: Segment, settings: Settings) -> SegmentPrecision:
     """What a segment's engine would compute in, with the weights of now."""
-    names = [node.name for node in lowered.module.graph.nodes if node.op == "placeholder"]
-    weights = {name: lowered.weights[names.index(name)] for name in segment.weights}
+    weights = weights_of(lowered, segment)
     auto = settings.precision == "auto"
     found = recall(segment.module, weights, settings) if auto else None
     precision = Precision(segment.module, segment.weights, settings, found)
     chosen = precision.graph(list(weights.values()))
     return SegmentPrecision(segment.name, settings.precision, chosen, recorded=not auto or found is not None)
+
+
+def sparse_products(
+    lowered: Lowered, segment: Segment, precision: SegmentPrecision, settings: Settings
+) -> SegmentSparsity:
+    """Which products of a segment's engine would have 2:4 weights, with the weights of now."""
+    weights = weights_of(lowered, segment)
+    as_inputs = takes_inputs([*weights.values()], settings)
+    return sparsity_of(segment.name, precision.chosen.module, weights, as_inputs=as_inputs)
+
+
+def weights_of(lowered: Lowered, segment: Segment) -> dict[str, torch.Tensor]:
+    """The tensors of now behind a segment's weights."""
+    names = [node.name for node in lowered.module.graph.nodes if node.op == "placeholder"]
+    return {name: lowered.weights[names.index(name)] for name in segment.weights}
 
 
 def inductor_nodes(parts: Partitioned, settings: Settings) -> list[tuple[str, ...]]:

@@ -124,6 +124,12 @@ class Settings:
         "where matrix products of float16 add up: `default` (as TensorRT's kernels do), `float32`",
         engine=True,
     )
+    sparse_weights: bool = setting(
+        False,
+        "lets TensorRT take kernels for 2:4 sparse weights where an engine's weights are so (docs/sparsity.md); not in "
+        "engines that can be refitted",
+        engine=True,
+    )
     calibration_calls: int = setting(
         8, "with `precision=auto`, how many calls run in eager and record the values, before the engine is built", low=1
     )
