@@ -15,7 +15,7 @@ import torch
 from torch.fx import Node
 
 from trt_dynamo.aten_converters.folding import constant_of
-from trt_dynamo.aten_converters.network import Network, Tensor
+from trt_dynamo.aten_converters.network import HALVES, Network, Tensor
 from trt_dynamo.errors import Unsupported
 from trt_dynamo.trt import to_trt, trt
 
@@ -91,9 +91,12 @@ def known(net: Network, place: int) -> torch.Tensor | None:
 
 
 def dequantize_layer(net: Network, codes: trt.ITensor, scale: torch.Tensor, axis: int | None, like: Tensor) -> Tensor:
-    """`codes * scale` in the dtype and shape of `like`."""
-    one = scale.reshape(()) if axis is None else scale.reshape(-1)
-    layer = net.made(net.raw.add_dequantize(codes, net.constant(one.float()).raw, to_trt(like.dtype)))
+    """`codes * scale` in the dtype and shape of `like`: one scale, one per index of the axis, or (no axis, and the rank
+    of the codes) one per block. A scale in a half type stays in it.
+    """
+    one = scale.reshape(-1) if axis is not None else scale.reshape(()) if scale.numel() == 1 else scale
+    one = one if one.dtype in HALVES else one.float()
+    layer = net.made(net.raw.add_dequantize(codes, net.constant(one).raw, to_trt(like.dtype)))
     if axis is not None:
         layer.axis = axis
     return net.out(layer, shape=like.shape, dtype=like.dtype)
@@ -123,6 +126,18 @@ def stored(net: Network, codes: torch.Tensor) -> trt.ITensor:
     )
     raw = net.raw_out(layer)
     net.constants[layer.name] = held
+    return raw
+
+
+def stored_in_four_bits(net: Network, codes: torch.Tensor) -> trt.ITensor:
+    """Codes of -8 to 7, an even number of them, as an INT4 constant: two in a byte, the first in the lower half."""
+    flat = codes.detach().cpu().flatten().to(torch.uint8) & 15
+    packed = flat[0::2] | (flat[1::2] << 4)
+    net.owners.append(packed)
+    held = trt.Weights(trt.DataType.INT4, packed.data_ptr(), codes.numel())
+    layer = net.made(net.raw.add_constant(tuple(codes.shape), held))
+    raw = net.raw_out(layer)
+    net.constants[layer.name] = codes.detach().cpu()
     return raw
 
 

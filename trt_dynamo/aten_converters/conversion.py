@@ -19,6 +19,7 @@ from trt_dynamo.aten_converters.network import CARRIED, HALVES, MAX_RANK, NamedW
 from trt_dynamo.aten_converters.refittable import WeightBinding, weight_bindings
 from trt_dynamo.aten_converters.registry import lookup
 from trt_dynamo.aten_converters.size_floats import size_float
+from trt_dynamo.aten_converters.stored_weights import put, stored_weights
 from trt_dynamo.errors import ConversionError, TrtDynamoError, Unsupported
 from trt_dynamo.profiles import Dim, Range, dim_of
 from trt_dynamo.trt import TYPES, to_torch, to_trt, trt
@@ -227,11 +228,17 @@ def convert(
         for node in placeholders:
             if isinstance(node.meta["val"], torch.SymInt):
                 net.sizes.declare_value(dim_of(node.meta["val"]), size_input(node))
+        coded, unread = stored_weights(net, graph.graph.nodes)
         for node in graph.graph.nodes:
             if node.op != "call_function" or isinstance(node.meta.get("val"), torch.SymInt | torch.SymFloat):
                 continue
+            if node in unread:
+                continue
             source = narrowed(node)
-            if source is not None and source.name in weights:
+            if node in coded:
+                net.scope, net.source = node.name, source_line(node)
+                walker.values[node] = put(net, node, coded[node])
+            elif source is not None and source.name in weights:
                 walker.values[node] = weight_of(source, node.meta["val"].dtype)
             elif source is not None and source.op == "get_attr":
                 value = getattr_path(graph, str(source.target))

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 
 import torch
 
+from trt_dynamo.aten_converters.code_grids import dequantize_layer
 from trt_dynamo.aten_converters.layout import dense_order, memory_order
 from trt_dynamo.aten_converters.network import Network, Tensor
 from trt_dynamo.aten_converters.registry import converter
@@ -82,7 +83,14 @@ def dropout(net: Network, x: Tensor, p: float, train: bool | None) -> tuple[Tens
 
 @converter(aten._to_copy.default)
 def to_copy(net: Network, x: Tensor, *, dtype: torch.dtype | None = None) -> Tensor:
-    return net.cast(x, dtype or x.dtype)
+    dtype = dtype or x.dtype
+    if torch.float8_e4m3fn in (x.dtype, dtype) and x.dtype is not dtype:
+        if not dtype.is_floating_point or dtype is torch.float8_e4m3fn:
+            raise Unsupported("a cast to float8, where TensorRT would saturate and torch makes NaN")
+        return net.cast(
+            dequantize_layer(net, x.raw, torch.tensor(1.0), None, Tensor(x.raw, torch.float32, x.shape)), dtype
+        )
+    return net.cast(x, dtype)
 
 
 @converter(aten.copy.default)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import logging
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -16,6 +16,7 @@ from torch._dynamo.backends.common import aot_autograd
 from torch._functorch._aot_autograd.utils import make_boxed_func
 from torch._guards import TracingContext
 from torch.fx import GraphModule
+from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
 from trt_dynamo.lowering import pooled_sizes  # noqa: F401  it changes what torch does while Dynamo traces for us
 from trt_dynamo.lowering.decompositions import decompositions
@@ -56,10 +57,11 @@ def lower(
     }
 
     def inference(lowered: GraphModule, _: Sequence[Any]) -> Callable[..., Any]:
-        weights = static_weights(lowered, inputs, static)
+        parts = [part for i, value in enumerate(inputs) for part in plain_tensors(value, names[i], i in static)]
+        weights = static_weights(lowered, [p.value for p in parts], {i for i, p in enumerate(parts) if p.static})
         run_passes(lowered, settings)
         trace(log, "lowered", lambda: readable(lowered))
-        known = {i: names[i] for i in weights if i < len(names)}
+        known = {i: parts[i].name for i in weights}
         compiled = compile(Lowered(lowered, weights, known))
         return compiled if hasattr(compiled, "_boxed_call") else make_boxed_func(compiled)
 
@@ -72,6 +74,28 @@ def lower(
     with compile_session():
         result: Callable[..., Any] = backend(keep_whole(module), inputs if traced is None else traced)
     return result
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Part:
+    """An input of the lowered graph: one of Dynamo's, or a tensor inside one that is of a tensor subclass."""
+
+    value: Any
+    name: str
+    static: bool
+
+
+def plain_tensors(value: Any, name: str, static: bool) -> Iterator[Part]:
+    """What AOTAutograd makes of an input, in its order: a tensor subclass becomes the tensors that it is made of. Those
+    that it makes anew for whoever asks are never the same at two calls, and cannot be weights: None.
+    """
+    if not is_traceable_wrapper_subclass(value):
+        yield Part(value, name, static)
+        return
+    for inner in value.__tensor_flatten__()[0]:
+        part = getattr(value, inner)
+        lasting = part is getattr(value, inner)
+        yield from plain_tensors(part if lasting else None, f"{name}.{inner}", static and lasting)
 
 
 def static_weights(lowered: GraphModule, inputs: Sequence[Any], static: Collection[int]) -> dict[int, torch.Tensor]:
