@@ -5,6 +5,7 @@
 #   make test        the tests, without those marked slow or cuda
 #   make test-all    the slow ones too
 #   make test-cuda   those that need a GPU
+#   make test-browser  those that need Chromium and its driver
 #   make lint        ruff and mypy
 #   make api-check   our use of TensorRT's API, against the versions that we support
 #   make docs        write what is generated in docs/
@@ -18,19 +19,22 @@ PYTEST_ARGS ?=
 RUN := $(VENV)/bin/python
 PIP := $(RUN) -m pip install --quiet --disable-pip-version-check
 
-.PHONY: demo test test-all test-cuda lint format api-check docs clean
+.PHONY: demo test test-all test-cuda test-browser lint format api-check docs clean
 
 demo: $(VENV)/.demo
 	$(RUN) -m trt_dynamo demo
 
 test: $(VENV)/.dev
-	$(RUN) -m pytest -n 2 -q -m "not cuda and not slow" $(PYTEST_ARGS)
+	$(RUN) -m pytest -n 2 -q -m "not cuda and not slow and not browser" $(PYTEST_ARGS)
 
 test-all: $(VENV)/.dev
-	$(RUN) -m pytest -n 2 -q -m "not cuda" $(PYTEST_ARGS)
+	$(RUN) -m pytest -n 2 -q -m "not cuda and not browser" $(PYTEST_ARGS)
 
 test-cuda: $(VENV)/.dev
 	$(RUN) -m pytest -q -m cuda $(PYTEST_ARGS)
+
+test-browser: $(VENV)/.dev
+	$(RUN) -m pytest -q -m browser $(PYTEST_ARGS)
 
 lint: $(VENV)/.dev
 	$(RUN) -m ruff check .

@@ -38,11 +38,11 @@ def code_of(text: str) -> list[str]:
     return [textwrap.dedent(code) for _, code in found]
 
 
-def run(arguments: list[str]) -> str:
+def run(arguments: list[str], folder: Path = ROOT) -> str:
     """The output of a Python process that fails on whatever would end in eager."""
-    environment = {**os.environ, "TRT_DYNAMO_RUNTIME": "reference", "PYTHONWARNINGS": ""}
+    environment = {**os.environ, "TRT_DYNAMO_RUNTIME": "reference", "PYTHONWARNINGS": "", "PYTHONPATH": str(ROOT)}
     found = subprocess.run(
-        [sys.executable, *arguments], capture_output=True, text=True, cwd=ROOT, env=environment, check=False
+        [sys.executable, *arguments], capture_output=True, text=True, cwd=folder, env=environment, check=False
     )
     assert found.returncode == 0, found.stdout + found.stderr
     return found.stdout
@@ -52,7 +52,7 @@ def run(arguments: list[str]) -> str:
 def test_the_code_of_a_page_runs_from_top_to_bottom(page: Path, tmp_path: Path) -> None:
     script = tmp_path / "page.py"
     script.write_text("\n".join([GIVEN, *code_of(page.read_text())]))
-    run([str(script)])
+    run([str(script)], tmp_path)  # where it may write what it shows
 
 
 def test_the_pages_with_code_are_found() -> None:

@@ -26,6 +26,8 @@ ALLOWED: dict[str, set[str]] = {
     "tracing": set(),
     "reports": {"processes", "tracing"},
     "host_scalars": set(),
+    "module_paths": set(),
+    "explanation_page": set(),
     "registration": {"settings"},
     # ops of ours that lowering puts into a graph and converters know
     "operators": set(),
@@ -50,7 +52,7 @@ ALLOWED: dict[str, set[str]] = {
     # a node's verdict is its converter's own dry run
     "partition": BASE | {"profiles", "aten_converters", "host_scalars"},
     # a node that is to compute in a half type is judged by its converter too; what was recorded lies in the cache
-    "precision": BASE | {"aten_converters", "partition", "cache", "processes", "reports"},
+    "precision": BASE | {"aten_converters", "module_paths", "partition", "cache", "processes", "reports"},
     # before a model is compiled: torch's and torchao's own tools
     "quantization": {"errors"},
     # before a model is compiled, and for explain
@@ -67,7 +69,7 @@ ALLOWED: dict[str, set[str]] = {
     "exported_inputs": {"aten_converters", "profiles"},
     "hot_ranges": BASE | {"profiles"},
     # it makes engines of parts of a segment, when one of it is wrong
-    "bisection": BASE | {"aten_converters", "partition", "precision", "profiles", "runtime"},
+    "bisection": BASE | {"aten_converters", "module_paths", "partition", "precision", "profiles", "runtime"},
     "runtime": BASE | {"processes", "hot_ranges", "profiles", "reports", "weights", "fingerprints", "shutdown"},
     # it judges the converters, so it must not know them
     "reference": {"errors", "trt", "log"},
@@ -94,8 +96,8 @@ ALLOWED: dict[str, set[str]] = {
 
 # These put the stages together, and nothing but one another may import them.
 COMPOSE = {
-    "backend", "calibration", "cli", "debugging", "__main__", "demo", "engine_file", "explanation", "exported",
-    "layer_profile", "model_file", "selftest", "testing", "watched_runs",
+    "backend", "calibration", "cli", "debugging", "__main__", "demo", "engine_file", "explained", "explanation",
+    "explanation_tables", "exported", "layer_profile", "model_file", "selftest", "testing", "watched_runs",
 }  # fmt: skip
 
 

@@ -19,9 +19,9 @@ from torch.fx import Graph, GraphModule, Node
 from trt_dynamo.aten_converters import ConvertedNetwork, convert
 from trt_dynamo.aten_converters.conversion import getattr_path, source_line
 from trt_dynamo.errors import TrtDynamoError
+from trt_dynamo.module_paths import modules_around
 from trt_dynamo.partition import Segment
 from trt_dynamo.precision import Precision
-from trt_dynamo.precision.keep import module_names
 from trt_dynamo.profiles import Ranges
 from trt_dynamo.runtime.agreement import (
     Accuracy,
@@ -133,9 +133,7 @@ class Bisection:
     def described(self, node: Node, probe: Probe) -> Finding:
         shown = node.args[0] if node.target is operator.getitem else node
         assert isinstance(shown, Node)
-        stack = (shown.meta.get("nn_module_stack") or {}).values()
-        kinds = {kind.rpartition(".")[2] if isinstance(kind, str) else kind.__name__ for _, kind in stack}
-        paths = [name for name in module_names(shown) if name not in kinds]
+        paths = [path for path, _ in modules_around(shown) if path]
         before = max((probe.seen[n].error for n in sources(node, probe) if n in probe.seen), default=0.0)
         return Finding(
             node.name,

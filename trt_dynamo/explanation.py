@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import collections
 import dataclasses
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch._dynamo.exc import RestartAnalysis, SkipFrame
@@ -14,18 +15,19 @@ from torch.fx import GraphModule
 
 from trt_dynamo import graph_breaks
 from trt_dynamo import trt as tensorrt_module
+from trt_dynamo.explained import EngineToBe, PlacedNode, engines_to_be, placed_nodes
 from trt_dynamo.known_ranges import use_known_ranges
 from trt_dynamo.lowering import Lowered, lower
 from trt_dynamo.lowering.lengths import keeps_lengths
 from trt_dynamo.partition import Partitioned, Segment, Verdict, partition
 from trt_dynamo.partition.eager_parts import eager_parts
-from trt_dynamo.precision import Precision, SegmentPrecision
-from trt_dynamo.precision.recording import recall
-from trt_dynamo.profiles import Sizes
+from trt_dynamo.precision import SegmentPrecision
 from trt_dynamo.reports import Build, builds_so_far
-from trt_dynamo.runtime.slots import takes_inputs
 from trt_dynamo.settings import Settings
-from trt_dynamo.sparsity import SegmentSparsity, sparsity_of
+from trt_dynamo.sparsity.products import SegmentSparsity
+
+if TYPE_CHECKING:
+    from rich.console import RenderableType
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -37,7 +39,8 @@ class Explanation:
     large; `builds` are the engines that this process has made so far, for whatever model, each with the reason for
     it; `inductor` has the nodes of each part that Inductor would compile, the whole of a graph where TensorRT takes
     no node of it; `precision` says what each engine computes in, where the setting asks for another type than the
-    model's; `sparsity`, with `sparse_weights`, which of its products have 2:4 weights."""
+    model's; `sparsity`, with `sparse_weights`, which of its products have 2:4 weights; `nodes` and `engines` are
+    all of them in full."""
 
     segments: tuple[Segment, ...]
     converted: int
@@ -51,6 +54,27 @@ class Explanation:
     inductor: tuple[tuple[str, ...], ...] = ()
     precision: tuple[SegmentPrecision, ...] = ()
     sparsity: tuple[SegmentSparsity, ...] = ()
+    nodes: tuple[PlacedNode, ...] = ()
+    engines: tuple[EngineToBe, ...] = ()
+
+    def __rich_console__(self, *_: Any) -> Iterator[RenderableType]:
+        """Tables, for `rich.print`."""
+        from trt_dynamo.explanation_tables import tables
+
+        yield from tables(self)
+
+    def html(self, path: str | Path, title: str = "") -> Path:
+        """Writes one page that needs nothing else: the model's modules beside its engines, each node with the reason
+        for its place. Returns the path.
+
+        Raises:
+            OSError: the file cannot be written.
+        """
+        from trt_dynamo.explanation_page import page
+
+        path = Path(path)
+        path.write_text(page(self.as_dict(), title), encoding="utf-8")
+        return path
 
     def __str__(self) -> str:
         total, engines, graphs = self.converted + len(self.eager), len(self.segments), self.graphs
@@ -95,6 +119,8 @@ class Explanation:
             "precision": [told.as_dict() for told in self.precision],
             "sparsity": [told.as_dict() for told in self.sparsity],
             "builds": [dataclasses.asdict(build) for build in self.builds],
+            "nodes": [dataclasses.asdict(node) for node in self.nodes],
+            "engines": [engine.as_dict() for engine in self.engines],
         }
 
 
@@ -117,23 +143,20 @@ def explain(
     """
     settings = Settings.from_env().merge(options)
     tensorrt_module.load()
-    found: list[tuple[tuple[Segment, ...], tuple[Verdict, ...]]] = []
+    found: list[Partitioned] = []
+    nodes: list[PlacedNode] = []
+    engines: list[EngineToBe] = []
     broken: list[str] = []
     inductor: list[tuple[str, ...]] = []
-    precision: list[SegmentPrecision] = []
-    sparsity: list[SegmentSparsity] = []
 
     def look(lowered: Lowered) -> Callable[..., Any]:
         original = lowered.module.forward
         with unset_fake_temporarily(), torch.no_grad():
             parts = partition(lowered.module, lowered.names, settings)
             inductor.extend(inductor_nodes(parts, settings))
-            told = [precision_of(lowered, segment, settings) for segment in parts.segments]
-            precision.extend(told)
-            if settings.sparse_weights:
-                pairs = zip(parts.segments, told, strict=True)
-                sparsity.extend(sparse_products(lowered, segment, each, settings) for segment, each in pairs)
-        found.append((parts.segments, parts.verdicts))
+            nodes.extend(placed_nodes(lowered, parts, len(found)))
+            engines.extend(engines_to_be(lowered, parts, settings, len(found)))
+        found.append(parts)
         return original
 
     @keeps_lengths
@@ -150,61 +173,28 @@ def explain(
     with torch.no_grad(), graph_breaks.noted() as breaks:
         torch.compile(model, backend=backend, dynamic=dynamic)(*args, **kwargs)
     breaks = list(dict.fromkeys([*breaks, *graph_breaks.foreseen(model, (*args, *kwargs.values()))]))
-    renamed = [
-        dataclasses.replace(segment, name=f"graph_{index}.{segment.name}" if len(found) > 1 else segment.name)
-        for index, (segments, _) in enumerate(found)
-        for segment in segments
-    ]
-    sizes = [(segment, sizes_of(segment, settings)) for segment in renamed]
-    verdicts = [verdict for _, group in found for verdict in group]
+    segments = [segment for parts in found for segment in parts.segments]
+    if len(found) > 1:
+        engines = [each.named(f"graph_{each.graph}.{each.name}") for each in engines]
+        nodes = [dataclasses.replace(n, engine=n.engine and f"graph_{n.graph}.{n.engine}") for n in nodes]
+    verdicts = [verdict for parts in found for verdict in parts.verdicts]
     refused = tuple(verdict for verdict in verdicts if not verdict.ok)
-    graphs = len(found) + len(broken)
     return Explanation(
-        tuple(renamed),
+        tuple(dataclasses.replace(s, name=engine.name) for s, engine in zip(segments, engines, strict=True)),
         len(verdicts) - len(refused),
         refused,
-        graphs,
+        len(found) + len(broken),
         tuple(broken),
         breaks=tuple(breaks),
-        sizes=tuple(f"{s.name} for sizes {told}" for s, each in sizes if (told := ranges_told(each))),
-        cuts=tuple(f"{s.name}: {each.note}" for s, each in sizes if each.note),
+        sizes=tuple(f"{each.name} for sizes {ranges_told(each)}" for each in engines if each.ranges),
+        cuts=tuple(f"{each.name}: {each.cut}" for each in engines if each.cut),
         builds=builds_so_far(),
         inductor=tuple(inductor),
-        precision=tuple(
-            dataclasses.replace(told, segment=segment.name)
-            for told, segment in zip(precision, renamed, strict=True)
-            if settings.precision != "native"
-        ),
-        sparsity=tuple(
-            dataclasses.replace(told, segment=segment.name)
-            for told, segment in zip(sparsity, renamed if sparsity else (), strict=True)
-        ),
+        precision=tuple(each.precision for each in engines if each.precision is not None),
+        sparsity=tuple(each.sparsity for each in engines if each.sparsity is not None),
+        nodes=tuple(nodes),
+        engines=tuple(engines),
     )
-
-
-def precision_of(lowered: Lowered, segment: Segment, settings: Settings) -> SegmentPrecision:
-    """What a segment's engine would compute in, with the weights of now."""
-    weights = weights_of(lowered, segment)
-    auto = settings.precision == "auto"
-    found = recall(segment.module, weights, settings) if auto else None
-    precision = Precision(segment.module, segment.weights, settings, found)
-    chosen = precision.graph(list(weights.values()))
-    return SegmentPrecision(segment.name, settings.precision, chosen, recorded=not auto or found is not None)
-
-
-def sparse_products(
-    lowered: Lowered, segment: Segment, precision: SegmentPrecision, settings: Settings
-) -> SegmentSparsity:
-    """Which products of a segment's engine would have 2:4 weights, with the weights of now."""
-    weights = weights_of(lowered, segment)
-    as_inputs = takes_inputs([*weights.values()], settings)
-    return sparsity_of(segment.name, precision.chosen.module, weights, as_inputs=as_inputs)
-
-
-def weights_of(lowered: Lowered, segment: Segment) -> dict[str, torch.Tensor]:
-    """The tensors of now behind a segment's weights."""
-    names = [node.name for node in lowered.module.graph.nodes if node.op == "placeholder"]
-    return {name: lowered.weights[names.index(name)] for name in segment.weights}
 
 
 def inductor_nodes(parts: Partitioned, settings: Settings) -> list[tuple[str, ...]]:
@@ -217,13 +207,6 @@ def inductor_nodes(parts: Partitioned, settings: Settings) -> list[tuple[str, ..
     return [part.nodes for part in eager]
 
 
-def sizes_of(segment: Segment, settings: Settings) -> Sizes:
-    """The sizes of the segment's engine."""
-    nodes = segment.module.graph.nodes
-    inputs = [node.meta["val"] for node in nodes if node.op == "placeholder"]
-    return Sizes(inputs, [node.meta.get("val") for node in nodes], settings.max_tensor_bytes)
-
-
-def ranges_told(sizes: Sizes) -> str:
-    """The first ranges in words, empty where all sizes are fixed."""
-    return ", ".join(f"{name} {span.min} to {span.max} (best: {span.opt})" for name, span in sizes.first.items())
+def ranges_told(engine: EngineToBe) -> str:
+    """The first ranges in words."""
+    return ", ".join(f"{name} {low} to {high} (best: {best})" for name, (low, best, high) in engine.ranges.items())

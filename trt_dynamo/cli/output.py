@@ -27,6 +27,17 @@ def write_pairs(pairs: Iterable[tuple[str, str]]) -> None:
         typer.echo(f"{name:<{width}}  {value}".rstrip())
 
 
+def write(drawn: Any, text: str) -> None:
+    """What `rich` can draw on a terminal, and the same as text for a file or a pipe."""
+    from rich.console import Console
+
+    console = Console()
+    if console.is_terminal:
+        console.print(drawn)
+    else:
+        typer.echo(text)
+
+
 def write_table(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
     """A table: drawn by `rich` on a terminal, else aligned text with a line for each row, nothing cut off."""
     from rich.console import Console

@@ -14,6 +14,7 @@ from torch._ops import OpOverload
 from torch.fx import Node
 
 from trt_dynamo.aten_converters.conversion import source_line
+from trt_dynamo.module_paths import modules_around
 
 LINES = re.compile(r"(?P<file>.*):(?P<first>\d+)(-(?P<last>\d+))?")
 
@@ -42,13 +43,10 @@ def op_names(node: Node) -> Iterator[str]:
 
 def module_names(node: Node) -> Iterator[str]:
     """The paths and classes of the modules around the node: `encoder.layer.0`, `BertLayer`."""
-    for path, kind in (node.meta.get("nn_module_stack") or {}).values():
-        plain = re.sub(r"\._modules|\._parameters", "", str(path))
-        plain = re.sub(r"^L\['?\w+'?\]", "", plain)
-        plain = re.sub(r"\['?([^'\]]*)'?\]", r".\1", plain).strip(".")
-        if plain:
-            yield plain
-        yield kind.rpartition(".")[2] if isinstance(kind, str) else kind.__name__
+    for path, kind in modules_around(node):
+        if path:
+            yield path
+        yield kind
 
 
 def is_line(line: str, pattern: str) -> bool:
