@@ -8,7 +8,7 @@
 #   make test-browser  those that need Chromium and its driver
 #   make lint        ruff and mypy
 #   make api-check   our use of TensorRT's API, against the versions that we support
-#   make docs        write what is generated in docs/
+#   make docs        write what is generated in docs/, and the site in build/site
 #   make clean       remove .venv and every generated file
 
 PYTHON ?= python3
@@ -50,6 +50,7 @@ api-check: $(VENV)/.dev
 
 docs: $(VENV)/.dev
 	$(RUN) -m scripts.make_docs
+	NO_MKDOCS_2_WARNING=1 $(RUN) -m mkdocs build --quiet --strict
 
 clean:
 	rm -rf $(VENV) .stubs build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis
