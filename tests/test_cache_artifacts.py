@@ -8,12 +8,11 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
-import cache_cases
 import pytest
 import torch
-from cache_cases import PLAN, Warned, key
 from torch.compiler._cache import CacheArtifactManager
 
+from tests.cache_cases import PLAN, Warned, key, settings
 from trt_dynamo.cache import Plan, Store, artifacts, get_or_build, register_cache_artifacts
 from trt_dynamo.cache.artifacts import TYPE
 
@@ -59,10 +58,10 @@ def loaded(data: bytes) -> list[str]:
 def test_built_and_used_entries_come_along(here: Store, there: Store) -> None:
     here.put(key(1), PLAN)
     CacheArtifactManager.clear()
-    get_or_build(key(1), lambda: pytest.fail("it is there"), cache_cases.settings(here))
-    get_or_build(key(2), lambda: Plan(b"two", {"n": 2}), cache_cases.settings(here))
+    get_or_build(key(1), lambda: pytest.fail("it is there"), settings(here))
+    get_or_build(key(2), lambda: Plan(b"two", {"n": 2}), settings(here))
     here.put(key(3), PLAN)
-    get_or_build(key(1), lambda: pytest.fail("it is there"), cache_cases.settings(here))
+    get_or_build(key(1), lambda: pytest.fail("it is there"), settings(here))
     assert loaded(saved()) == [key(1), key(2), key(3)]
     assert there.get(key(1)) == PLAN
     assert there.get(key(2)) == Plan(b"two", {"n": 2})
@@ -85,8 +84,8 @@ def test_what_was_pruned_is_left_out(here: Store, there: Store, warned: Warned) 
 
 
 def test_nothing_is_recorded_without_a_folder(here: Store) -> None:
-    get_or_build(key(1), lambda: PLAN, cache_cases.settings(here, cache="off"))
-    get_or_build(key(2), lambda: PLAN, cache_cases.settings(here, cache="readonly"))
+    get_or_build(key(1), lambda: PLAN, settings(here, cache="off"))
+    get_or_build(key(2), lambda: PLAN, settings(here, cache="readonly"))
     assert torch.compiler.save_cache_artifacts() is None
 
 

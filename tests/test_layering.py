@@ -45,10 +45,12 @@ ALLOWED: dict[str, set[str]] = {
     "wrappers": set(),
     "triton_repository": set(),
     "aten_converters": BASE | {"profiles", "operators"},
-    "lowering": BASE | {"profiles", "operators", "host_scalars"},
+    "lowering": BASE | {"profiles", "operators", "host_scalars", "warm"},
     "lowering.decompositions": BASE | {"profiles", "operators", "aten_converters"},
     "lowering.rewriting": BASE | {"aten_converters"},
     "lowering.recording": BASE | {"profiles", "aten_converters"},
+    # which converters there are decides what is taken apart
+    "warm": BASE | {"aten_converters"},
     # a node's verdict is its converter's own dry run
     "partition": BASE | {"profiles", "aten_converters", "host_scalars"},
     # a node that is to compute in a half type is judged by its converter too; what was recorded lies in the cache

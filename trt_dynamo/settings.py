@@ -32,6 +32,7 @@ Runtime = Literal["auto", "tensorrt", "reference", "eager"]
 Flavor = Literal["auto", "tensorrt", "tensorrt_rtx"]
 Weights = Literal["auto", "frozen", "inputs"]
 WeightsCheck = Literal["always", "observed"]
+AotCache = Literal["off", "on"]
 Rebuild = Literal["background", "sync", "never"]
 Compile = Literal["sync", "background"]
 CacheMode = Literal["on", "readonly", "refresh", "off"]
@@ -153,6 +154,11 @@ class Settings:
     )
     cache_size: int = setting(
         20 * 2**30, "the cache's largest size; the least recently used engines go first", unit="bytes"
+    )
+    aot_cache: AotCache = setting(
+        "off",
+        "whether AOTAutograd's own cache keeps lowered graphs, so that a new process does not trace them again "
+        "(docs/cache.md)",
     )
     cache_remote: str | None = setting(
         None,

@@ -6,7 +6,9 @@ need them never gets here, or goes back as it was.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+import functools
 import logging
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from typing import Any
@@ -22,9 +24,10 @@ from trt_dynamo.lowering import pooled_sizes  # noqa: F401  it changes what torc
 from trt_dynamo.lowering.decompositions import decompositions
 from trt_dynamo.lowering.passes import run_passes
 from trt_dynamo.lowering.sessions import compile_session
-from trt_dynamo.lowering.whole import keep_whole
+from trt_dynamo.lowering.whole import NAMED, keep_whole
 from trt_dynamo.settings import Settings
 from trt_dynamo.tracing import readable, trace
+from trt_dynamo.warm import kept_graphs
 
 log = logging.getLogger(__name__)
 
@@ -56,23 +59,34 @@ def lower(
         i for i, node in enumerate(placeholders) if "_dynamo_static_input_type" in node.meta.get("tensor_dict", ())
     }
 
+    def finish(
+        lowered: GraphModule, weights: Mapping[int, torch.Tensor], known: Mapping[int, str] | None = None
+    ) -> Callable[..., Any]:
+        compiled = compile(Lowered(lowered, weights, {i: names[i] for i in weights} if known is None else known))
+        return compiled if hasattr(compiled, "_boxed_call") else make_boxed_func(compiled)
+
     def inference(lowered: GraphModule, _: Sequence[Any]) -> Callable[..., Any]:
         parts = [part for i, value in enumerate(inputs) for part in plain_tensors(value, names[i], i in static)]
         weights = static_weights(lowered, [p.value for p in parts], {i for i, p in enumerate(parts) if p.static})
         run_passes(lowered, settings)
         trace(log, "lowered", lambda: readable(lowered))
         known = {i: parts[i].name for i in weights}
-        compiled = compile(Lowered(lowered, weights, known))
-        return compiled if hasattr(compiled, "_boxed_call") else make_boxed_func(compiled)
+        make = functools.partial(finish, lowered, weights, known)
+        return make() if cache is None else cache.kept(lowered, weights, make)
 
     def training(lowered: GraphModule, _: Sequence[Any]) -> Callable[..., Any]:
         return make_boxed_func(lowered.forward)
 
+    whole, table = keep_whole(module), decompositions()
+    cache = kept_graphs(whole, inputs, names, settings, table, finish, NAMED) if traced is None else None
     backend = aot_autograd(
-        fw_compiler=training, bw_compiler=training, inference_compiler=inference, decompositions=decompositions()
+        fw_compiler=training if cache is None else cache.passed_by(training),
+        bw_compiler=training if cache is None else cache.passed_by(training),
+        inference_compiler=inference if cache is None else cache.keeping(inference),
+        decompositions=table,
     )
-    with compile_session():
-        result: Callable[..., Any] = backend(keep_whole(module), inputs if traced is None else traced)
+    with compile_session(), contextlib.nullcontext() if cache is None else cache.at_work():
+        result: Callable[..., Any] = backend(whole, inputs if traced is None else traced)
     return result
 
 

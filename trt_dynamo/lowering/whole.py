@@ -53,6 +53,20 @@ def whole(function: Callable[..., Any]) -> Callable[..., Any]:
     return call
 
 
+def named(index: int, function: Callable[..., Any]) -> str:
+    """Makes what takes the place of one of torch's functions an attribute of this module, so that a graph with it can
+    be written down. Returns its full name.
+    """
+    call, name = whole(function), f"whole_{index}_{getattr(function, '__name__', 'op').partition('.')[0]}"
+    call.__module__, call.__name__, call.__qualname__ = __name__, name, name
+    globals()[name] = call
+    return f"{__name__}.{name}"
+
+
+# All of them, by their full names.
+NAMED = tuple(named(index, function) for index, function in enumerate(WHOLE))
+
+
 def keep_whole(module: GraphModule) -> GraphModule:
     """A copy of Dynamo's graph in which those functions are ops; the graph itself where autocast meddles."""
     if torch.is_autocast_enabled("cpu") or torch.is_autocast_enabled("cuda"):
