@@ -26,7 +26,7 @@ from trt_dynamo.aten_converters import ConvertedNetwork, convert
 from trt_dynamo.aten_converters.conversion import Binding
 from trt_dynamo.build import build, profile_of
 from trt_dynamo.errors import Unsupported
-from trt_dynamo.exported import Lifted, export, lift, lowered, reread
+from trt_dynamo.exported import Lifted, export, lift, lowered, settled
 from trt_dynamo.lowering import Lowered
 from trt_dynamo.model_file import replaced
 from trt_dynamo.partition import Partitioned, Segment, partition
@@ -92,7 +92,7 @@ def export_engine(
     tensorrt_module.load()
     args, kwargs = pytree.tree_map_only(torch.Tensor, torch.Tensor.contiguous, (tuple(args), dict(kwargs or {})))
     program = model if isinstance(model, ExportedProgram) else export(model, args, kwargs, dynamic_shapes)
-    lifted, names = with_plain_results(lift(reread(program)[0]))
+    lifted, names = with_plain_results(lift(settled(program)))
     made: list[tuple[bytes, list[PlanTensor], list[PlanTensor]]] = []
 
     def write(graph: Lowered) -> Callable[..., Any]:

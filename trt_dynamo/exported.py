@@ -84,9 +84,9 @@ class ExportedModule(torch.nn.Module):
         super().__init__()
         self.program = program
         self.options = dict(options)
+        self.no_file: str | None = None  # why torch cannot write the program to a file and read it again, once known
         self.settings = dataclasses.replace(Settings.from_env().merge(options), compile="sync")
         self.carried = carried
-        self.no_file = ""  # why torch cannot write the program to a file and read it again
         lifted = lift(program)
         self.model = lifted.root
         self.lifted = lifted
@@ -138,10 +138,7 @@ def compile(
     """
     settings = Settings.from_env().merge(options)  # before the export, which takes long
     program = model if isinstance(model, ExportedProgram) else export(model, args, kwargs, dynamic_shapes)
-    program, problem = reread(program)
-    module = ExportedModule(program, {name: getattr(settings, name) for name in options}, Carried())
-    module.no_file = problem
-    return module
+    return ExportedModule(settled(program), {name: getattr(settings, name) for name in options}, Carried())
 
 
 def export(
@@ -151,10 +148,19 @@ def export(
         return torch.export.export(model, tuple(args), dict(kwargs or {}), dynamic_shapes=shapes, strict=False)
 
 
+def settled(program: ExportedProgram) -> ExportedProgram:
+    """The program whose engines those of its file will be. torch simplifies the sizes of a program that it has read
+    otherwise than those of one that it has traced; so one with sizes that vary is read again. For others that would
+    only take time.
+    """
+    values = [node.meta.get("val") for node in program.graph.nodes]
+    sizes = [v for v in pytree.tree_leaves(values) if isinstance(v, (torch.Tensor, torch.SymInt))]
+    return program if shape_env_of(sizes) is None else reread(program)[0]
+
+
 def reread(program: ExportedProgram) -> tuple[ExportedProgram, str]:
-    """The same program as it comes back from a file, with the same tensors. torch simplifies the sizes of a program
-    that it has read otherwise than those of one that it has traced; so both give the same engines. A program that torch
-    cannot write and read comes back as it is, with the reason.
+    """The same program as it comes back from a file, with the same tensors. A program that torch cannot write and read
+    comes back as it is, with the reason.
     """
     file = io.BytesIO()
     try:

@@ -37,7 +37,7 @@ from trt_dynamo.cache.entry import recorded, versions
 from trt_dynamo.cache.packing import pack, unpack
 from trt_dynamo.cache.signing import Signing, signing_of
 from trt_dynamo.errors import FileError
-from trt_dynamo.exported import ExportedModule, stripped
+from trt_dynamo.exported import ExportedModule, reread, stripped
 from trt_dynamo.settings import Settings, warn_once
 
 FORMAT = 1
@@ -62,6 +62,8 @@ def save(module: ExportedModule, path: str | os.PathLike[str], *, weights: bool 
     """
     if not isinstance(module, ExportedModule):
         raise TypeError(f"only a module of trt_dynamo.compile can be saved, not {type(module).__name__}")
+    if module.no_file is None:
+        module.no_file = reread(module.program)[1]
     if module.no_file:
         raise FileError(f"torch cannot write this model to a file and read it again: {module.no_file}")
     signing = usable(signing_of(Settings.from_env()))
