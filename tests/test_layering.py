@@ -100,6 +100,7 @@ ALLOWED: dict[str, set[str]] = {
 COMPOSE = {
     "backend", "calibration", "cli", "debugging", "__main__", "demo", "engine_file", "explained", "explanation",
     "explanation_tables", "exported", "layer_profile", "model_file", "selftest", "testing", "watched_runs",
+    "benchmarking",
 }  # fmt: skip
 
 

@@ -28,7 +28,15 @@ def test_metadata() -> None:
     assert metadata["Version"] == trt_dynamo.__version__
     assert metadata["License-Expression"] == "Apache-2.0"
     assert metadata["Requires-Python"] == ">=3.10"
-    assert set(metadata.get_all("Provides-Extra") or ()) == {"rtx", "tensorrt", "remote", "demo", "quantize", "dev"}
+    assert set(metadata.get_all("Provides-Extra") or ()) == {
+        "rtx",
+        "tensorrt",
+        "remote",
+        "demo",
+        "quantize",
+        "bench",
+        "dev",
+    }
 
 
 def test_torch_finds_both_names_without_an_import() -> None:
