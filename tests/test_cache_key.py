@@ -560,3 +560,23 @@ class TestDigest:
 def test_all_pairs_of_graphs_differ() -> None:
     keys = {name: key_of(graph) for name, graph in graphs().items()}
     assert all(keys[one] != keys[other] for one, other in itertools.combinations(keys, 2))
+
+
+def test_results_that_nobody_uses_take_no_part() -> None:
+    """A batch norm's second and third result are empty on the CPU and full on a GPU."""
+
+    def keys(sizes: int, used: int) -> str:
+        graph = fx.Graph()
+        x = graph.placeholder("x")
+        norm = graph.call_function(torch.ops.aten._native_batch_norm_legit_no_training.default, (x,))
+        first = graph.call_function(operator.getitem, (norm, used))
+        graph.output((first,))
+        values = (
+            torch.empty(2, 3, device="meta"),
+            torch.empty(sizes, device="meta"),
+            torch.empty(sizes, device="meta"),
+        )
+        x.meta["val"], norm.meta["val"], first.meta["val"] = values[0], values, values[0]
+        return key_of(fx.GraphModule({}, graph))
+
+    assert keys(0, 0) == keys(3, 0) and keys(0, 1) != keys(3, 1) and keys(3, 0) != keys(3, 1)

@@ -26,6 +26,10 @@ ALLOWED: dict[str, set[str]] = {
     "tracing": set(),
     "reports": {"processes", "tracing"},
     "host_scalars": set(),
+    # engines that are stored and not loaded
+    "unloaded": set(),
+    "as_if_on_cuda": {"errors"},
+    "model_spec": {"errors", "settings"},
     "module_paths": set(),
     "explanation_page": set(),
     "registration": {"settings"},
@@ -98,9 +102,9 @@ ALLOWED: dict[str, set[str]] = {
 
 # These put the stages together, and nothing but one another may import them.
 COMPOSE = {
-    "backend", "calibration", "cli", "debugging", "__main__", "demo", "engine_file", "explained", "explanation",
-    "explanation_tables", "exported", "layer_profile", "model_file", "selftest", "testing", "watched_runs",
-    "benchmarking",
+    "ahead_of_time", "backend", "benchmarking", "build_jobs", "calibration", "cli", "debugging", "demo",
+    "engine_file", "explained", "explanation", "explanation_tables", "exported", "layer_profile", "__main__",
+    "model_file", "ray_builds", "selftest", "testing", "watched_runs",
 }  # fmt: skip
 
 

@@ -46,6 +46,7 @@ from trt_dynamo.runtime.whole_graph import WholeGraph, why_not_whole
 from trt_dynamo.settings import Settings, warn_once
 from trt_dynamo.tf32 import allows_tf32
 from trt_dynamo.training import needs_gradients, train
+from trt_dynamo.unloaded import loading, unloaded
 from trt_dynamo.wrappers import DATA_PARALLEL, in_data_parallel
 
 log = logging.getLogger(__name__)
@@ -249,12 +250,15 @@ def make_engine(
         # No builder makes such a plan here; the stand-in needs none.
         return stand_in(converted(), profiles_of(converted()), device, settings.max_contexts)
     started = time.perf_counter()
-    plan, hit = get_or_build(identity.key, build_plan, settings)
+    plan, hit = get_or_build(identity.key, build_plan, settings, identity.others if loading() else tuple)
     spend("load_seconds" if hit else "build_seconds", time.perf_counter() - started)
     count("cache_hits" if hit else "cache_misses")
     if not refit and not unchanged():
         raise WeightsMoved(f"the weights of {segment.name} changed while its engine was built")
-    if settings.runtime == "reference":
+    engine: Engine
+    if (stored := unloaded(identity.key, len(plan.data), hit)) is not None:
+        engine = stored
+    elif settings.runtime == "reference":
         engine = stand_in(converted(), profiles_of(converted()), device, settings.max_contexts)
     else:
         engine = load_plan(plan.data, plan.manifest, device, settings.max_contexts)

@@ -29,13 +29,15 @@ from trt_dynamo.settings import Settings
 @dataclasses.dataclass(frozen=True)
 class Identity:
     """`key` is the engine's in the cache; `digests` have the content of each weight that is baked in, by name; `chosen`
-    is the segment's graph in its precision; `origin` tells people what the key is made of.
+    is the segment's graph in its precision; `origin` tells people what the key is made of; `others` are the keys of
+    engines that serve as well, where there are some.
     """
 
     key: str
     digests: Mapping[str, str]
     chosen: Chosen
     origin: Callable[[], Origin]
+    others: Callable[[], Sequence[str]] = tuple
 
 
 def identity_of(
@@ -69,7 +71,15 @@ def identity_of(
     key = key_of(chosen.module, **shaped_by)
     as_it_is = functools.partial(key_of, segment.module)  # two precisions of a graph have one origin
     # Only what the cache lacks asks for the origin.
-    return Identity(key, digests, chosen, functools.cache(lambda: origin_of(as_it_is, **shaped_by)))
+    origin = functools.cache(lambda: origin_of(as_it_is, **shaped_by))
+
+    def others() -> list[str]:
+        mine = target_of(device)
+        if mine is None or settings.targets == (mine,):
+            return []
+        return [key_of(chosen.module, **{**shaped_by, "settings": dataclasses.replace(settings, targets=(mine,))})]
+
+    return Identity(key, digests, chosen, origin, others)
 
 
 def manifest_of(network: ConvertedNetwork) -> dict[str, Any]:
@@ -105,6 +115,16 @@ def platform_of(device: torch.device, settings: Settings, tf32: bool) -> dict[st
         facts["gpu"] = torch.cuda.get_device_name(device)
         facts["capability"] = str(torch.cuda.get_device_capability(device))
     return facts
+
+
+def target_of(device: torch.device) -> str | None:
+    """The target for which an engine would have been built ahead of time for this GPU alone; None where engines are
+    not built so.
+    """
+    if not tensorrt_module.is_rtx() or device.type != "cuda" or not torch.cuda.is_available():
+        return None
+    major, minor = torch.cuda.get_device_capability(device)
+    return f"{major}.{minor}"
 
 
 def converters_version(segment: Segment) -> str:

@@ -19,6 +19,7 @@ import sympy
 import torch
 from torch._dynamo.exc import TensorifyScalarRestartAnalysis, UnspecializeRestartAnalysis
 from torch._guards import CompileContext
+from torch._subclasses import FakeTensor
 from torch.fx import GraphModule
 
 from trt_dynamo.errors import SettingsError
@@ -98,7 +99,7 @@ class Requests(threading.local):
         """Asks for a symbol if the dim is known to vary and Dynamo may do it: sizes 0 and 1 are graphs of their own."""
         if (name, axis) in self.before:  # it was asked, and the model makes a constant of it
             self.refused.add((name, axis))
-        plain = type(tensor) in (torch.Tensor, torch.nn.Parameter)
+        plain = type(tensor) in (torch.Tensor, torch.nn.Parameter, FakeTensor)
         if plain and span.min < span.max and size >= 2 and (name, axis) not in self.refused and may_vary():
             self.next.append((tensor, axis, name))
 

@@ -112,13 +112,15 @@ def why_not_runnable() -> str | None:
         return "torch sees no CUDA GPU"
     if not is_rtx():
         return None
-    capability = torch.cuda.get_device_capability()
+    reason = why_not_on(torch.cuda.get_device_capability())
+    return reason and f"{reason} ({torch.cuda.get_device_name()}); TensorRT does: pip install trt-dynamo[tensorrt]"
+
+
+def why_not_on(capability: tuple[int, int]) -> str | None:
+    """Why TensorRT for RTX runs no engine on GPUs of this compute capability, or None where it does."""
     if capability in RTX_CAPABILITIES or capability >= RTX_FIRST_OPEN_CAPABILITY:
         return None
-    return (
-        f"TensorRT for RTX does not support compute capability {capability[0]}.{capability[1]} "
-        f"({torch.cuda.get_device_name()}); TensorRT does: pip install trt-dynamo[tensorrt]"
-    )
+    return f"TensorRT for RTX does not support compute capability {capability[0]}.{capability[1]}"
 
 
 def why_no_refit() -> str | None:

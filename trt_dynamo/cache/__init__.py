@@ -10,18 +10,18 @@ from __future__ import annotations
 
 import os
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import platformdirs
 
 from trt_dynamo.cache.artifacts import register_cache_artifacts
 from trt_dynamo.cache.carried import CARRIED
-from trt_dynamo.cache.entry import Plan, recorded
+from trt_dynamo.cache.entry import Plan, Record, recorded
 from trt_dynamo.cache.inventory import Entry
 from trt_dynamo.cache.key import digest, segment_key
-from trt_dynamo.cache.remote import open_remote, without_password
-from trt_dynamo.cache.signing import signing_of
+from trt_dynamo.cache.remote import Remote, open_remote, without_password
+from trt_dynamo.cache.signing import Signing, signing_of
 from trt_dynamo.cache.store import Store
 from trt_dynamo.settings import Settings
 
@@ -38,9 +38,13 @@ __all__ = [
 ]
 
 
-def get_or_build(key: str, build: Callable[[], Plan], settings: Settings) -> tuple[Plan, bool]:
+def get_or_build(
+    key: str, build: Callable[[], Plan], settings: Settings, others: Callable[[], Sequence[str]] = tuple
+) -> tuple[Plan, bool]:
     """The plan for `key`, and whether it came from the cache, or from the file of the module that is being loaded.
 
+    `others` gives the keys of plans that serve as well, and is only asked where the plan for `key` is not in the
+    folder.
     Another process that builds or fetches the same key is waited for, within bounds. The manifest comes back as JSON
     gives it (tuples are lists, keys are strings), from a build as from the cache, so that a hit is never different from
     a miss.
@@ -51,15 +55,17 @@ def get_or_build(key: str, build: Callable[[], Plan], settings: Settings) -> tup
     """
     carried = CARRIED.get()
     if carried is None:
-        return cached_or_built(key, build, settings)
+        return cached_or_built(key, build, settings, others)
     found = carried.find(key)
     if found is not None:
         return found, True
-    carried.plans[key], hit = cached_or_built(key, build, settings)
+    carried.plans[key], hit = cached_or_built(key, build, settings, others)
     return carried.plans[key], hit
 
 
-def cached_or_built(key: str, build: Callable[[], Plan], settings: Settings) -> tuple[Plan, bool]:
+def cached_or_built(
+    key: str, build: Callable[[], Plan], settings: Settings, others: Callable[[], Sequence[str]]
+) -> tuple[Plan, bool]:
     """The plan from the cache, else built and cached."""
     if settings.cache == "off":
         return build().as_stored(), False
@@ -67,15 +73,19 @@ def cached_or_built(key: str, build: Callable[[], Plan], settings: Settings) -> 
     wanted = settings.cache != "refresh"
     if wanted and (plan := store.get(key)) is not None:
         return plan, True
+    keys = [key, *(others() if wanted else ())]
+    for other in keys[1:]:
+        if (plan := store.get(other)) is not None:
+            return plan, True
     # Without the key for signatures there is no cache at all.
     remote = None if store.signing.problem else open_remote(settings)
     if store.readonly:
-        record = remote.get(key, store.signing) if remote is not None else None
+        record = fetched(remote, keys, store.signing)
         return (build().as_stored(), False) if record is None else (record.plan, True)
     with store.building(key) as waited:
         if wanted and waited and (plan := store.get(key)) is not None:
             return plan, True
-        if wanted and remote is not None and (record := remote.get(key, store.signing)) is not None:
+        if wanted and (record := fetched(remote, keys, store.signing)) is not None:
             store.put_record(record)
             return record.plan, True
         record = recorded(key, build().as_stored(), store.signing)
@@ -83,6 +93,13 @@ def cached_or_built(key: str, build: Callable[[], Plan], settings: Settings) -> 
         if remote is not None:
             remote.put(record)
     return record.plan, False
+
+
+def fetched(remote: Remote | None, keys: Sequence[str], signing: Signing) -> Record | None:
+    """The first of these entries that the remote has."""
+    if remote is None:
+        return None
+    return next((record for key in keys if (record := remote.get(key, signing)) is not None), None)
 
 
 def open_store(settings: Settings) -> Store:

@@ -11,6 +11,7 @@ from __future__ import annotations
 import ctypes
 import enum
 import hashlib
+import operator
 import types
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol
@@ -27,7 +28,7 @@ from trt_dynamo.errors import Unsupported
 from trt_dynamo.settings import Settings
 
 # Raise it when the encoding changes its meaning.
-FORMAT = 1
+FORMAT = 2
 
 # In these the order of the arguments says nothing; sympy sorts them by the symbols' names.
 COMMUTATIVE = {"Add", "Mul", "Max", "Min", "And", "Or", "Equality", "Unequality"}
@@ -152,7 +153,7 @@ class Encoder:
         else:
             what = self.target(node.target)
         arguments = self.value(node.args) + self.value(node.kwargs)
-        result = frame("node", text(node.op), what, arguments, self.meta(node.meta.get("val")))
+        result = frame("node", text(node.op), what, arguments, self.meta(results_used(node)))
         self.nodes[node] = len(self.nodes)
         return result
 
@@ -257,6 +258,17 @@ def tree(expression: sympy.Basic, name: Callable[[Any], str]) -> bytes:
         return frame("atom", text(kind), text(sympy.srepr(expression)))
     arguments = [tree(each, name) for each in expression.args]
     return frame("apply", text(kind), *(sorted(arguments) if kind in COMMUTATIVE else arguments))
+
+
+def results_used(node: fx.Node) -> Any:
+    """What a node's value is like; None in the place of each of several results that nobody uses, of which kernels of
+    different devices give different ones.
+    """
+    value = node.meta.get("val")
+    if not isinstance(value, list | tuple) or any(user.target is not operator.getitem for user in node.users):
+        return value
+    used = [place for user in node.users for place in user.args[1:2]]
+    return [each if place in used else None for place, each in enumerate(value)]
 
 
 def attribute(module: fx.GraphModule, path: str) -> Any:

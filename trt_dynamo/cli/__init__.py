@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import typer
 
-from trt_dynamo.cli import bench, cache, cache_archive, debug, demo, explain, export, info, ops, selftest
+from trt_dynamo.cli import bench, build, cache, cache_archive, debug, demo, explain, export, info, ops, selftest
 
 app = typer.Typer(
     help="TensorRT as a backend of torch.compile: what can run here, what would, and what is cached.",
@@ -20,6 +20,7 @@ app.command("info")(info.info)
 app.command("demo")(demo.demo)
 app.command("explain")(explain.explain)
 app.command("bench")(bench.bench)
+app.command("build")(build.build)
 app.command("debug")(debug.debug)
 app.command("export")(export.export)
 app.command("ops")(ops.ops)

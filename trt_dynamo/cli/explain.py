@@ -6,18 +6,17 @@ FUNCTION takes no arguments and returns `(model, args)` or `(model, args, kwargs
 
 from __future__ import annotations
 
-import importlib.util
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from trt_dynamo.cli.output import AsJson, fail, plural, write_json, write_table
-from trt_dynamo.settings import nearest
+from trt_dynamo import model_spec
+from trt_dynamo.cli.output import AsJson, fail, plural, write, write_json, write_table
 
 if TYPE_CHECKING:
+    from trt_dynamo.explanation import Explanation
     from trt_dynamo.layer_profile import LayerProfile
 
 Spec = Annotated[
@@ -34,6 +33,9 @@ Dynamic = Annotated[
     bool | None,
     typer.Option("--dynamic/--static", help="Make every size symbolic, or none; torch's own way by default."),
 ]
+Page = Annotated[
+    Path | None, typer.Option("--html", metavar="FILE", help="Write it as a page for a browser too, all in one file.")
+]
 Profile = Annotated[bool, typer.Option("--profile", help="Build and run the engines too, and time each layer.")]
 
 # Of a segment's layers so many are shown; JSON has all.
@@ -41,7 +43,12 @@ SHOWN = 20
 
 
 def explain(
-    spec: Spec, as_json: AsJson = False, options: Options = None, dynamic: Dynamic = None, profile: Profile = False
+    spec: Spec,
+    as_json: AsJson = False,
+    options: Options = None,
+    dynamic: Dynamic = None,
+    profile: Profile = False,
+    page: Page = None,
 ) -> None:
     """Which nodes of a model go to TensorRT, in how many engines, and why the others do not."""
     import trt_dynamo
@@ -49,13 +56,23 @@ def explain(
     model, args, kwargs = load_model(spec)
     settings = dict(parse_option(text) for text in options or ())
     explanation = trt_dynamo.explain(model, *args, options=settings, dynamic=dynamic, **kwargs)
+    if page is not None:
+        write_page(explanation, page, spec)
     if not as_json:
-        typer.echo(str(explanation))
+        write(explanation, str(explanation))
     measured = profiled(model, args, kwargs, settings, dynamic) if profile else None
     if as_json:
         write_json({**explanation.as_dict(), **({"profile": measured.as_dict()} if measured else {})})
     elif measured:
         show_profile(measured)
+
+
+def write_page(explanation: Explanation, path: Path, spec: str) -> None:
+    try:
+        explanation.html(path, Path(spec).name)
+    except OSError as error:
+        raise fail(f"the page cannot be written: {error}") from None
+    typer.echo(f"wrote {path}", err=True)
 
 
 def profiled(
@@ -103,52 +120,8 @@ def parse_option(text: str) -> tuple[str, str]:
 
 
 def load_model(spec: str) -> tuple[Callable[..., Any], tuple[Any, ...], dict[str, Any]]:
-    """What the function returns, checked. An error inside the user's own code comes out as it is."""
-    function = load_function(spec)
+    """What the function returns; exits where it names none, or gives no model."""
     try:
-        result = function()
-    except TypeError as error:
-        if error.__traceback__ is None or error.__traceback__.tb_next is None:  # not raised inside, but by the call
-            raise fail(f"{spec} must take no arguments: {error}", 2) from None
-        raise
-    wanted = f"{spec} must return (model, args) or (model, args, kwargs)"
-    if not isinstance(result, tuple) or len(result) not in (2, 3):
-        raise fail(f"{wanted}, not {describe(result)}", 2)
-    model, args, kwargs = result if len(result) == 3 else (*result, {})
-    if not callable(model):
-        raise fail(f"{wanted}; its model, {describe(model)}, cannot be called", 2)
-    if not isinstance(args, tuple | list):
-        raise fail(f"{wanted}; its args must be a tuple, not {describe(args)}", 2)
-    if not isinstance(kwargs, dict) or not all(isinstance(name, str) for name in kwargs):
-        raise fail(f"{wanted}; its kwargs must be a dict with names as keys, not {describe(kwargs)}", 2)
-    return model, tuple(args), kwargs
-
-
-def load_function(spec: str) -> Callable[[], Any]:
-    """The function that the spec names, its file run as a module."""
-    name, colon, function_name = spec.rpartition(":")
-    if not colon or not name or not function_name:
-        raise fail(f"{spec!r} is not FILE:FUNCTION, for example model.py:make", 2)
-    file = Path(name)
-    if not file.is_file():
-        raise fail(f"there is no file {name}", 2)
-    module_spec = importlib.util.spec_from_file_location(file.stem, file)
-    if module_spec is None or module_spec.loader is None:
-        raise fail(f"{name} is not a Python file", 2)
-    module = importlib.util.module_from_spec(module_spec)
-    # As for a script: the modules beside it can be imported, and it can be found by its classes.
-    sys.path.insert(0, str(file.parent.absolute()))
-    sys.modules[module_spec.name] = module
-    module_spec.loader.exec_module(module)
-    function: Callable[[], Any] | None = getattr(module, function_name, None)
-    if not callable(function):
-        names = [key for key, value in vars(module).items() if callable(value) and not key.startswith("_")]
-        hint = nearest(function_name, names)
-        raise fail(f"{name} has no function {function_name!r}" + (f"; {hint}" if hint else ""), 2)
-    return function
-
-
-def describe(value: Any) -> str:
-    """The kind of a value, with its length where that is what matters."""
-    kind = type(value).__name__
-    return f"{kind} of {len(value)}" if isinstance(value, tuple | list) else kind
+        return model_spec.load_model(spec)
+    except model_spec.SpecError as error:
+        raise fail(str(error), 2) from None
