@@ -1,4 +1,5 @@
-"""INT8 and FP8 on the pretrained MiniLM: how the similarities of sentences rank, and the bytes of the plans.
+"""INT8, FP8 and INT4 on the pretrained MiniLM: how the similarities of sentences rank, and the bytes of the plans; and
+the plans of GPT-2 with weights of codes.
 
 Needs torchao and the packages of the extra `demo`. The numbers are those of the evaluator (PyTorch, on the CPU); the
 plans are built by TensorRT for RTX, which needs no GPU for it.
@@ -8,9 +9,10 @@ plans are built by TensorRT for RTX, which needs no GPU for it.
 
 from __future__ import annotations
 
+import importlib
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +23,15 @@ from trt_dynamo.cache import open_store
 from trt_dynamo.demo import embedding
 from trt_dynamo.demo.embedding import SentenceEncoder, Tokenizer
 
-CASES = (("int8", "minmax"), ("int8", "smooth"), ("int8", "entropy"), ("int8", "percentile"), ("fp8", "minmax"))
+CASES = (
+    ("int8", "minmax"),
+    ("int8", "smooth"),
+    ("int8", "entropy"),
+    ("int8", "percentile"),
+    ("fp8", "minmax"),
+    ("int8wo", None),
+    ("int4wo", None),
+)
 TARGETS = ("8.9", "12.0")
 BATCH = 32
 CALIBRATED = 96  # sentences
@@ -48,7 +58,7 @@ def similarities(model: Any, tokenizer: Tokenizer, first: int, last: int) -> tor
     return (vectors @ vectors.T)[rows, columns]
 
 
-def quantized(model: SentenceEncoder, tokenizer: Tokenizer, dtype: str, method: str) -> torch.nn.Module:
+def quantized(model: SentenceEncoder, tokenizer: Tokenizer, dtype: str, method: str | None) -> torch.nn.Module:
     """Calibrated with the first sentences; the others are for the comparison."""
     return trt_dynamo.quantize(model, batches(tokenizer, 0, CALIBRATED), dtype, method=method)
 
@@ -59,16 +69,36 @@ def compiled(model: torch.nn.Module, **options: Any) -> Any:
     return torch.compile(model, backend="tensorrt", dynamic=True, options=options)
 
 
-def plan_bytes(model: torch.nn.Module, tokenizer: Tokenizer, target: str) -> int:
+def plan_bytes(model: torch.nn.Module, batch: Sequence[torch.Tensor], target: str) -> int:
     """The plan that TensorRT for RTX builds for the model, with open sizes."""
     with tempfile.TemporaryDirectory() as folder, torch.no_grad():
         run = compiled(model, targets=target, cache="on", cache_dir=folder)
-        run(*next(batches(tokenizer, 0, BATCH)))
+        run(*batch)
         return sum(entry.size for entry in open_store(trt_dynamo.Settings(cache_dir=Path(folder))).entries())
 
 
-def plans(model: torch.nn.Module, tokenizer: Tokenizer) -> str:
-    return " | ".join(f"{plan_bytes(model, tokenizer, target) / 1e6:.1f} MB" for target in TARGETS)
+def plans(model: torch.nn.Module, batch: Sequence[torch.Tensor]) -> str:
+    return " | ".join(f"{plan_bytes(model, batch, target) / 1e6:.1f} MB" for target in TARGETS)
+
+
+class Logits(torch.nn.Module):
+    """GPT-2, small, without pretrained weights, which the bytes do not depend on."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        transformers = importlib.import_module("transformers")
+        self.model = transformers.GPT2LMHeadModel(transformers.GPT2Config(use_cache=False)).eval()
+
+    def forward(self, ids: torch.Tensor) -> torch.Tensor:
+        logits: torch.Tensor = self.model(ids).logits
+        return logits
+
+
+def language_model() -> None:
+    model, batch = Logits(), (torch.arange(2 * 16).reshape(2, 16),)
+    print(f"| GPT-2, float32 | - | - | - | {plans(model, batch)} |", flush=True)
+    for dtype in ("int8wo", "int4wo"):
+        print(f"| GPT-2, {dtype} | - | - | - | {plans(trt_dynamo.quantize(model, None, dtype), batch)} |", flush=True)
 
 
 def main() -> None:
@@ -77,13 +107,15 @@ def main() -> None:
     expected = similarities(model, tokenizer, CALIBRATED, count)
     print("| type | method | Spearman | calibration | " + " | ".join(f"plan, SM {target}" for target in TARGETS) + " |")
     print("| --- | --- | --- | --- | --- | --- |")
-    print(f"| float32 | - | 1 | - | {plans(model, tokenizer)} |", flush=True)
+    first = next(batches(tokenizer, 0, BATCH))
+    print(f"| float32 | - | 1 | - | {plans(model, first)} |", flush=True)
     for dtype, method in CASES:
         started = time.perf_counter()
         made = quantized(model, tokenizer, dtype, method)
         took = time.perf_counter() - started
         found = spearman(expected, similarities(compiled(made), tokenizer, CALIBRATED, count))
-        print(f"| {dtype} | {method} | {found:.4f} | {took:.0f} s | {plans(made, tokenizer)} |", flush=True)
+        print(f"| {dtype} | {method or '-'} | {found:.4f} | {took:.0f} s | {plans(made, first)} |", flush=True)
+    language_model()
 
 
 if __name__ == "__main__":

@@ -114,7 +114,9 @@ def kinds(network: ConvertedNetwork) -> list[str]:
     return [raw.get_layer(index).type.name for index in range(raw.num_layers)]
 
 
-def networks_of(model: Callable[..., Any], *args: Any, monkeypatch: pytest.MonkeyPatch) -> tuple[Any, list[Any]]:
+def networks_of(
+    model: Callable[..., Any], *args: Any, monkeypatch: pytest.MonkeyPatch, **options: Any
+) -> tuple[Any, list[Any]]:
     """The results of the compiled model, and the networks that were made for it."""
     made: list[ConvertedNetwork] = []
 
@@ -124,7 +126,7 @@ def networks_of(model: Callable[..., Any], *args: Any, monkeypatch: pytest.Monke
 
     monkeypatch.setattr("trt_dynamo.backend.convert", keep)
     with torch.no_grad():
-        return compiled(model, cache="off")(*args), made
+        return compiled(model, cache="off", **options)(*args), made
 
 
 CASES: list[tuple[str, Any, Any, int, tuple[int, int]]] = [

@@ -143,7 +143,7 @@ def test_channels_that_reach_far_are_smoothed() -> None:
 METHODS = ("minmax", "smooth")
 
 WRONG: list[tuple[dict[str, Any], str]] = [
-    ({"dtype": "int4"}, "int8, fp8"),
+    ({"dtype": "int4"}, "int8, fp8, int8wo, int4wo"),
     ({"method": "best"}, "minmax, smooth, entropy, percentile"),
     ({"dtype": "fp8", "method": "entropy"}, "evenly spaced"),
     ({"percentile": 0}, "between 0 and 100"),

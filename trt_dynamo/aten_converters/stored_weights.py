@@ -208,10 +208,10 @@ def reshaped(chain: Chain, shape: torch.Size) -> Chain | None:
 def fitted(net: Network, node: Node, chain: Chain) -> StoredWeight | None:
     """The weight in TensorRT's terms, where these are the numbers that torch makes of it."""
     codes, scale = around_zero(chain), chain.scale if chain.scale is not None else torch.ones((1,) * chain.codes.ndim)
-    if codes is None or not bool(((scale > 0) & scale.isfinite()).all()):
+    if codes is None:
         return None
     scale, axis = blocks(scale.broadcast_to(codes.shape))
-    if codes.dtype is FP8 and scale.ndim > 1:
+    if (codes.dtype is FP8 and scale.ndim > 1) or not bool(((scale > 0) & scale.isfinite()).all()):
         return None
     weight, expected = StoredWeight(codes, scale, axis, chain.dtype, chain.order), constant_of(net, node)
     return weight if isinstance(expected, torch.Tensor) and same(weight, expected) else None
@@ -252,8 +252,8 @@ def blocks(scale: torch.Tensor) -> tuple[torch.Tensor, int | None]:
     if len(varies) == 1 and lengths[varies[0]] == 1:
         axis = varies[0]
         return scale.movedim(axis, 0).flatten(1)[:, 0].clone(), axis
-    last = range(max(scale.ndim - 2, 0), scale.ndim)
-    chosen = max(last, key=lambda axis: lengths[axis])
+    last_two = range(scale.ndim - 1, max(scale.ndim - 3, -1), -1)
+    chosen = max(last_two, key=lambda axis: lengths[axis])
     index = torch.arange(0, scale.shape[chosen], lengths[chosen])
     return scale.index_select(chosen, index).contiguous(), None
 
@@ -264,4 +264,4 @@ def steady(scale: torch.Tensor, axis: int) -> int:
     if scale.stride(axis) == 0 or size == 1:
         return size
     changes = (scale.narrow(axis, 1, size - 1) != scale.narrow(axis, 0, size - 1)).movedim(axis, 0).flatten(1).any(1)
-    return math.gcd(size, *(int(place) + 1 for place in changes.nonzero().flatten()))
+    return math.gcd(size, *(place + 1 for place in changes.nonzero().flatten().tolist()))

@@ -1,4 +1,5 @@
-"""INT8 and FP8: models get quantize and dequantize nodes, by calibration or by training. No TensorRT is needed for it.
+"""INT8, FP8 and INT4: models get quantize and dequantize nodes, by calibration or by training, or weights of codes. No
+TensorRT is needed for it.
 
 Comes in: a model in floats, or one that was trained with fake quantization. Goes out: a model for torch.compile.
 """

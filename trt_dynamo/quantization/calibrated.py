@@ -19,6 +19,7 @@ from torch.fx import GraphModule, Node
 
 from trt_dynamo.quantization.observers import CODES, observer
 from trt_dynamo.quantization.smoothing import smooth
+from trt_dynamo.quantization.weight_only import WEIGHT_ONLY, quantize_weights
 
 log = logging.getLogger(__name__)
 
@@ -40,31 +41,36 @@ WEIGHTED = {
 
 def quantize(
     model: nn.Module,
-    loader: Iterable[Any],
+    loader: Iterable[Any] | None = None,
     dtype: str = "int8",
     *,
     method: str | None = None,
     percentile: float = 99.99,
     strength: float = 0.8,
+    group: int | None = None,
     keep: Sequence[str] = (),
     run: Callable[[Any, Any], Any] | None = None,
     dynamic: bool = True,
 ) -> nn.Module:
     """A quantized copy of the model, for `torch.compile(..., backend="tensorrt")`: linear layers and convolutions
-    read inputs and weights as INT8 or FP8 codes, with one scale per input and one per output channel of a weight.
+    read inputs and weights as INT8 or FP8 codes, with one scale per input and one per output channel of a weight;
+    embeddings read their weights as codes of the same type, with one scale per row.
 
-    The model is exported as it is called with the first batch, and calibrated with all.
+    The model is exported as it is called with the first batch, and calibrated with all. With "int8wo" and "int4wo" only
+    weights become codes, the model stays the module that it was, and there is nothing to calibrate.
 
     Args:
         model: in floats, in the device and state in which it will be used; it is exported in `eval()`.
         loader: batches, such as a DataLoader's. A mapping is given to the model as keyword arguments, a tuple or list
             as positional ones, anything else as the one argument. A hundred or so are enough.
-        dtype: "int8", or "fp8" (float8_e4m3fn, for compute capability 8.9 and later).
+        dtype: "int8", or "fp8" (float8_e4m3fn, for compute capability 8.9 and later). Weights alone: "int8wo", or
+            "int4wo" (of linear layers; those of embeddings become int8).
         method: what an input's scale is made of. "minmax": its largest magnitude, the default for fp8. "smooth", that
             for int8: the same, after the range of channels that reach far went from the inputs of linear layers into
             their weights, as in SmoothQuant. "entropy": the limit that TensorRT's entropy calibrator would choose
             (int8). "percentile": the magnitude below which `percentile` percent lie. Weights always have their largest.
         percentile, strength: of the methods "percentile" and "smooth"; a strength of 1 moves all into the weights.
+        group: of "int8wo" and "int4wo": how many weights of a row share a scale, by default all of them, and 32.
         keep: patterns (`*` and `?`) over the names of modules; what matches, and all that is in it, stays in floats.
         run: calls the model with a batch where that is not enough: `lambda model, batch: model(batch[0])`.
         dynamic: keeps the sizes of inputs open, as far as the model lets them be.
@@ -73,8 +79,15 @@ def quantize(
         ImportError: torchao is not installed.
         ValueError: a value of an argument is unknown, there was no batch, or a value of the model is not finite.
     """
+    if method is not None and dtype in WEIGHT_ONLY:
+        raise ValueError(f"method {method!r}: {dtype} looks at no batch")
     method = method or ("smooth" if dtype == "int8" else "minmax")
-    check_arguments(dtype, method, percentile, strength)
+    check_arguments(dtype, method, percentile, strength, group)
+    if dtype in WEIGHT_ONLY:
+        torchao("torchao.quantization")
+        return quantize_weights(model, dtype, group, tuple(keep))
+    if loader is None:
+        raise ValueError(f"{dtype} is calibrated with batches: give a loader")
     pt2e = torchao("torchao.quantization.pt2e.quantize_pt2e")
     batches = iter(loader)
     try:
@@ -94,9 +107,11 @@ def quantize(
     return converted
 
 
-def check_arguments(dtype: str, method: str, percentile: float, strength: float) -> None:
-    if dtype not in CODES:
-        raise ValueError(f"dtype {dtype!r}: it is one of {', '.join(CODES)}")
+def check_arguments(dtype: str, method: str, percentile: float, strength: float, group: int | None) -> None:
+    if dtype not in CODES and dtype not in WEIGHT_ONLY:
+        raise ValueError(f"dtype {dtype!r}: it is one of {', '.join((*CODES, *WEIGHT_ONLY))}")
+    if group is not None and (dtype not in WEIGHT_ONLY or group < 1):
+        raise ValueError(f"group {group}: it is a number of weights, of {' and '.join(WEIGHT_ONLY)}")
     if method not in METHODS:
         raise ValueError(f"method {method!r}: it is one of {', '.join(METHODS)}")
     if method == "entropy" and dtype != "int8":
@@ -204,22 +219,29 @@ def quantizer(dtype: str, method: str, percent: float, keep: tuple[str, ...]) ->
     """torchao's plan for a graph: the inputs and weights of linear layers and convolutions."""
     module = torchao("torchao.quantization.pt2e.quantizer")
 
-    def specification(axis: int | None, how: str = method) -> Any:
-        made = observer(dtype, how, percent, axis)
-        return module.QuantizationSpec(dtype=CODES[dtype][1], observer_or_fake_quant_ctr=made)
+    def specification(axis: int | None, how: str = method, kind: str = dtype) -> Any:
+        made = observer(kind, how, percent, axis)
+        return module.QuantizationSpec(dtype=CODES[kind][1], observer_or_fake_quant_ctr=made)
+
+    def annotate(node: Node, specs: dict[Any, Any]) -> None:
+        made = module.QuantizationAnnotation(input_qspec_map=specs, _annotated=True)
+        node.meta["quantization_annotation"] = made
+
+    # Of embeddings nothing is multiplied: int8 keeps more of a row than fp8 does.
+    rows = specification(0, "minmax", "int8")
 
     class WeightedOps(module.Quantizer):  # type: ignore[misc, name-defined]
         def annotate(self, model: GraphModule) -> GraphModule:
             for node in model.graph.nodes:
+                if node.target is aten.embedding.default and not kept(node, keep) and is_weight(node.args[0]):
+                    annotate(node, {node.args[0]: rows})
                 axis = WEIGHTED.get(node.target)
                 if axis is None or kept(node, keep) or not takes_weight(node):
                     continue
                 # only the input of a linear layer has its channels in the last dim
                 how = "minmax" if method == "smooth" and node.target is not aten.linear.default else method
                 specs = {node.args[0]: specification(None, how), node.args[1]: specification(axis)}
-                node.meta["quantization_annotation"] = module.QuantizationAnnotation(
-                    input_qspec_map=specs, _annotated=True
-                )
+                annotate(node, specs)
             return model
 
         def validate(self, model: GraphModule) -> None:
@@ -230,10 +252,19 @@ def quantizer(dtype: str, method: str, percent: float, keep: tuple[str, ...]) ->
 
 def takes_weight(node: Node) -> bool:
     """Whether it multiplies an input in floats with a parameter."""
-    x, weight = node.args[0], node.args[1]
-    if not isinstance(x, Node) or not isinstance(weight, Node) or weight.op != "get_attr" or x.op == "get_attr":
+    x = node.args[0]
+    if not isinstance(x, Node) or not is_weight(node.args[1]) or x.op == "get_attr":
         return False
-    value = x.meta.get("val")
+    return is_float(x)
+
+
+def is_weight(node: Any) -> bool:
+    """Whether the node is a parameter or buffer in floats."""
+    return isinstance(node, Node) and node.op == "get_attr" and is_float(node)
+
+
+def is_float(node: Node) -> bool:
+    value = node.meta.get("val")
     return not isinstance(value, Tensor) or value.dtype in (torch.float32, torch.float16, torch.bfloat16)
 
 
