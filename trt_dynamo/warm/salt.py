@@ -50,6 +50,8 @@ def why_not(module: GraphModule, inputs: Sequence[Any], settings: Settings, tabl
     storages = [tensor.untyped_storage()._cdata for tensor in inputs if tensor.layout is torch.strided]
     if len({*storages}) != len(inputs):
         return "inputs share memory"
+    if any(tensor.requires_grad for tensor in inputs) and any(map(turns_gradients_on, module.graph.nodes)):
+        return "a backward pass may follow"
     if foreign := next((op for op, function in relevant(table) if not is_known(function)), None):
         return f"the decomposition of {foreign} is not torch's"
     return next((reason for node in module.graph.nodes if (reason := why_not_node(node)) is not None), None)
@@ -64,6 +66,10 @@ def relevant(table: Table) -> Iterator[tuple[OpOverload, Any]]:
 
 def is_static(value: Any) -> bool:
     return isinstance(value, torch.Tensor) and all(type(size) is int for size in (*value.shape, *value.stride()))
+
+
+def turns_gradients_on(node: Node) -> bool:
+    return node.target is torch._C._set_grad_enabled and bool(node.args[0])
 
 
 def why_not_node(node: Node) -> str | None:
