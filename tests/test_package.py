@@ -33,8 +33,10 @@ def test_metadata() -> None:
         "tensorrt",
         "remote",
         "demo",
+        "ray",
         "quantize",
         "bench",
+        "ray",
         "dev",
     }
 
