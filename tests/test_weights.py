@@ -13,7 +13,7 @@ from torch import nn
 
 from tests.compiled import assert_same, compiled
 from tests.test_weight_changes import Block
-from trt_dynamo import backend
+from trt_dynamo import backend, identity
 from trt_dynamo.aten_converters import convert
 from trt_dynamo.cache import digest
 from trt_dynamo.errors import BuildError, EngineError, Unsupported
@@ -282,7 +282,7 @@ def test_weights_that_are_written_during_a_build(monkeypatch: pytest.MonkeyPatch
         return found
 
     monkeypatch.setattr(backend, "convert", write_and_convert)
-    monkeypatch.setattr(backend, "digest", digest_and_write)
+    monkeypatch.setattr(identity, "digest", digest_and_write)
     fast = compiled(model, rebuild_after=0)
     x = torch.randn(3, 6)
     with torch.no_grad():
