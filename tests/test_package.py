@@ -33,7 +33,6 @@ def test_metadata() -> None:
         "tensorrt",
         "remote",
         "demo",
-        "ray",
         "quantize",
         "bench",
         "ray",
