@@ -8,8 +8,10 @@ cache has afterwards.
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
+import sys
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -27,9 +29,9 @@ class RayMissing(SettingsError):
     """Ray cannot be imported."""
 
 
-def connected(address: str | None) -> Any:
+def connected(address: str | None) -> tuple[Any, bool]:
     """Ray, connected to the cluster at `address`; else to the one that Ray finds (RAY_ADDRESS, or one on this machine);
-    else to one that it starts on this machine.
+    else to one that it starts on this machine. And whether this connected it.
 
     Raises:
         RayMissing: Ray is not installed.
@@ -39,7 +41,8 @@ def connected(address: str | None) -> Any:
         import ray
     except ImportError as error:
         raise RayMissing(f"{MISSING} ({error})") from None
-    if not ray.is_initialized():
+    mine = not ray.is_initialized()
+    if mine:
         try:
             ray.init(
                 address=address,
@@ -49,7 +52,7 @@ def connected(address: str | None) -> Any:
             )
         except (ConnectionError, ValueError, RuntimeError) as error:
             raise SettingsError(f"there is no Ray cluster to connect to: {error}") from None
-    return ray
+    return ray, mine
 
 
 def run_on_cluster(jobs: Sequence[Job], address: str | None = None, processors: float = 1) -> Iterator[Result]:
@@ -59,7 +62,17 @@ def run_on_cluster(jobs: Sequence[Job], address: str | None = None, processors: 
     Raises:
         RayMissing, SettingsError: as `connected` says.
     """
-    ray = connected(address)
+    # Ray prints what happens to workers, on stdout, which is the caller's.
+    with contextlib.redirect_stdout(sys.stderr):
+        ray, mine = connected(address)
+        try:
+            yield from results_of(ray, jobs, processors)
+        finally:
+            if mine:
+                ray.shutdown()
+
+
+def results_of(ray: Any, jobs: Sequence[Job], processors: float) -> Iterator[Result]:
     environ = {name: value for name, value in os.environ.items() if name.startswith(PREFIX)}
     task = ray.remote(run_in_worker)
     reserved = {"max_retries": RETRIES, "num_cpus": processors}
