@@ -15,7 +15,8 @@ from pathlib import Path
 from typing import Any, Literal
 
 from trt_dynamo.cli.operators_page import converters_part, operators_page
-from trt_dynamo.settings import FIELDS, NO, YES, Rule, rule_of, type_of, variable_of
+from trt_dynamo.setting_values import NO, YES, Rule
+from trt_dynamo.settings import FIELDS, rule_of, type_of, variable_of
 
 DOCS = Path(__file__).parent.parent / "docs"
 

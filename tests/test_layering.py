@@ -19,7 +19,8 @@ BASE = {"errors", "settings", "log", "trt", "tracing"}
 # What each part may import besides itself; a part is a module or folder of the package, or a module named in full.
 ALLOWED: dict[str, set[str]] = {
     "errors": set(),
-    "settings": {"errors"},
+    "setting_values": set(),
+    "settings": {"errors", "setting_values"},
     "trt": {"errors", "settings"},
     "log": {"trt"},
     "processes": {"shutdown"},
@@ -29,7 +30,7 @@ ALLOWED: dict[str, set[str]] = {
     # engines that are stored and not loaded
     "unloaded": set(),
     "as_if_on_cuda": {"errors"},
-    "model_spec": {"errors", "settings"},
+    "model_spec": {"errors", "setting_values"},
     "module_paths": set(),
     "explanation_page": set(),
     "registration": {"settings"},

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from trt_dynamo.errors import TrtDynamoError
-from trt_dynamo.settings import nearest
+from trt_dynamo.setting_values import nearest
 
 
 class SpecError(TrtDynamoError):

@@ -12,7 +12,8 @@ import torch
 
 from trt_dynamo import trt as tensorrt_module
 from trt_dynamo.errors import SettingsError
-from trt_dynamo.settings import Settings, nearest
+from trt_dynamo.setting_values import nearest
+from trt_dynamo.settings import Settings
 
 Model = Callable[..., Any]
 

@@ -13,7 +13,7 @@ import torch
 from torch.utils._pytree import tree_leaves, tree_map_only
 
 from trt_dynamo.errors import SettingsError
-from trt_dynamo.settings import nearest
+from trt_dynamo.setting_values import nearest
 
 # torch2trt's README times these, each with one image of 224 by 224 in fp16.
 TORCH2TRT = (
