@@ -6,10 +6,13 @@ import math
 from collections.abc import Callable
 
 import pytest
+import sympy
 import torch
 import torch.nn.functional as F
+from torch.utils._sympy import functions
 
 from tests.compiled import assert_same, compiled, engine_calls
+from trt_dynamo.aten_converters.rounded_sizes import whole
 from trt_dynamo.testing import check, refused
 
 CASES: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
@@ -95,3 +98,39 @@ def test_between_two_engines() -> None:
         x = torch.randn(rows, 3)
         assert_same(fast(x), f(x))
     assert engine_calls() >= 6
+
+
+# sizes that went through floats
+ROUNDED: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
+    "downwards": lambda x: torch.arange(x.shape[0], -x.shape[0], -1.0) + x.sum(),
+    "a third": lambda x: torch.arange(0, x.shape[0] / 3, 1.0) + x.sum(),
+    "from a half": lambda x: torch.arange(0.5, x.shape[0], 1.5) + x.sum(),
+    "larger by a half": lambda x: F.interpolate(x[None], scale_factor=1.5, mode="nearest"),
+}
+
+
+@pytest.mark.parametrize("name", ROUNDED)
+def test_sizes_that_went_through_floats(name: str) -> None:
+    check(ROUNDED[name], torch.randn(5, 6), dynamic=True, also=[[torch.randn(9, 5)], [torch.randn(12, 11)]])
+
+
+S = sympy.Symbol("s", integer=True, positive=True)
+FLOAT = functions.ToFloat(S)
+
+
+@pytest.mark.parametrize(
+    ("rounded", "expected"),
+    [
+        (functions.CeilToInt(functions.FloatTrueDiv(2 * FLOAT, sympy.Float(3.0))), -((-2 * S) // 3)),
+        (functions.FloorToInt(FLOAT * 0.75 + 0.5), (3 * S + 2) // 4),
+        (functions.FloorToInt(functions.FloatTrueDiv(functions.IntTrueDiv(S, 7), sympy.Float(2.0))), S // 14),
+        (functions.FloorToInt(FLOAT * 0.1), None),  # 0.1 is no tenth: what a size times it rounds to is float64's
+        (functions.FloorToInt(functions.FloatTrueDiv(functions.IntTrueDiv(S, 7), sympy.Float(3.0))), None),
+        (functions.FloorToInt(functions.FloatTrueDiv(FLOAT, sympy.Float(7.0)) * 7.0), None),  # rounded twice
+    ],
+)
+def test_only_what_is_rounded_once_becomes_whole_numbers(rounded: sympy.Expr, expected: sympy.Expr | None) -> None:
+    found = whole(rounded)
+    assert (found is None) == (expected is None)
+    if found is not None and expected is not None:
+        assert all(int(found.subs(S, n)) == int(rounded.subs(S, n)) == int(expected.subs(S, n)) for n in range(1, 400))

@@ -14,6 +14,7 @@ import sympy
 import torch
 from torch.utils._sympy import functions as F
 
+from trt_dynamo.aten_converters.rounded_sizes import whole
 from trt_dynamo.errors import Unsupported
 from trt_dynamo.profiles import Dim, dim_of
 from trt_dynamo.trt import trt
@@ -117,6 +118,9 @@ class ShapeArithmetic:
             return True
         if dim.is_Symbol or not dim.args:
             return False
+        plain = whole(dim)
+        if plain is not None:
+            return self.known(dim_of(plain))
         if self.computable(dim) and all(self.known(argument) for argument in dim.args):
             return True
         return self.beside(dim) is not None
@@ -151,6 +155,9 @@ class ShapeArithmetic:
             return self.constant(int(dim))
         if dim in self.sources:
             return self.sources[dim]()
+        plain = whole(dim)
+        if plain is not None:
+            return self.tensor(dim_of(plain))
         if not self.computable(dim):
             raise Unsupported(f"the size {dim} cannot be computed inside the network")
         first, *rest = dim.args
