@@ -61,10 +61,35 @@ def multilabel_margin_loss(x: torch.Tensor, target: torch.Tensor, reduction: int
     return (loss.reshape(()) if x.ndim < 2 else loss), is_target
 
 
+PIECES = 64  # of a window, each a few layers
+
+
+def unfold_backward(grad: torch.Tensor, input_sizes: list[int], dim: int, size: int, step: int) -> torch.Tensor:
+    """The sum of windows where they overlap, as the inverse of `stft` has it: each window is cut into pieces as long as
+    the step, and the pieces that come first in their windows, second, ... are rows to be added. torch's own adds each
+    element to its place.
+    """
+    pieces = -(-size // step)
+    if not input_sizes or not 0 < pieces <= PIECES:
+        found: torch.Tensor = core_aten_decompositions()[aten.unfold_backward.default](
+            grad, input_sizes, dim, size, step
+        )
+        return found
+    windows = torch.constant_pad_nd(grad.movedim(dim % len(input_sizes), -2), (0, pieces * step - size))
+    rows = [
+        torch.constant_pad_nd(windows.narrow(-1, i * step, step).flatten(-2), (i * step, (pieces - 1 - i) * step))
+        for i in range(pieces)
+    ]
+    total = functools.reduce(torch.add, rows)
+    rest = input_sizes[dim] - total.shape[-1]  # what no window reaches, or what the last pieces have too much
+    return torch.constant_pad_nd(total, (0, rest)).movedim(-1, dim % len(input_sizes))
+
+
 # Ours, in the place of torch's.
 OWN: dict[OpOverload, Callable[..., Any]] = {
     aten.native_batch_norm.default: native_batch_norm,
     aten.multilabel_margin_loss_forward.default: multilabel_margin_loss,
+    aten.unfold_backward.default: unfold_backward,
     aten._native_multi_head_attention.default: multi_head_attention,
     aten._transformer_encoder_layer_fwd.default: encoder_layer,
 }
