@@ -47,6 +47,10 @@ class Arrangement:
             raise Unsupported(f"the size {dim} depends on data")
         return int(found)
 
+    def was_one(self, dim: Dim) -> bool:
+        """Whether `dim` was 1 while tracing. A symbol never is, but what is computed of symbols may be: `s // 4`."""
+        return dim == 1 if isinstance(dim, int) else self.backed(dim) and self.seen(dim) == 1
+
     def guessed(self, dim: Dim) -> int:
         """What `dim` was while tracing; where it depends on data, the largest that it can be in this engine."""
         depends_on_data = isinstance(dim, sympy.Expr) and not self.backed(dim)
@@ -190,7 +194,9 @@ class Arrangement:
         x = self.unsqueeze_to(x, len(dims))
         if dims == x.shape:
             return x
-        stretched = [have == 1 and want != 1 for have, want in zip(x.shape, dims, strict=True)]
+        stretched = [
+            want != 1 and (have == 1 or self.stretches(have, want)) for have, want in zip(x.shape, dims, strict=True)
+        ]
         strides = [0 if stretch else 1 for stretch in stretched]
         return self.slice(x, [0] * len(dims), dims, strides)
 
@@ -317,13 +323,16 @@ class Arrangement:
         left, right = (1,) * (rank - len(a)) + tuple(a), (1,) * (rank - len(b)) + tuple(b)
         return tuple(self.broadcast_dim(m, n) for m, n in zip(left, right, strict=True))
 
-    @staticmethod
-    def broadcast_dim(m: Dim, n: Dim) -> Dim:
+    def broadcast_dim(self, m: Dim, n: Dim) -> Dim:
         if m == n or n == 1:
             return m
-        if m == 1 or isinstance(n, int):
+        if m == 1 or isinstance(n, int) or self.stretches(m, n):
             return n
         return m
+
+    def stretches(self, have: Dim, want: Dim) -> bool:
+        """Whether a size is 1 at every call, by torch's guard on it, where the other was not even while tracing."""
+        return have != want and self.was_one(have) and not self.was_one(want)
 
     def volume(self, x: Tensor) -> Dim:
         return product(x.shape)

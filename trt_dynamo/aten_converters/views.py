@@ -58,7 +58,7 @@ def expand(net: Network, x: Tensor, size: Sequence[Dim], *, implicit: bool = Fal
 @converter(aten.squeeze.default, aten.squeeze.dim, aten.squeeze.dims)
 def squeeze(net: Network, x: Tensor, dims: int | Sequence[int] | None = None) -> Tensor:
     wanted = range(x.ndim) if dims is None else [dims] if isinstance(dims, int) else dims
-    return net.squeeze(x, [d % x.ndim for d in wanted if x.ndim and x.shape[d] == 1])
+    return net.squeeze(x, [d % x.ndim for d in wanted if x.ndim and net.was_one(x.shape[d])])
 
 
 @converter(aten.unsqueeze.default)
