@@ -19,6 +19,7 @@ import torch
 from torch.fx import Graph, GraphModule, Node
 
 from trt_dynamo.aten_converters.layout import memory_order, numbers
+from trt_dynamo.partition.beginnings import small_beginnings
 from trt_dynamo.partition.constants import constants_of, copy_for_readers, sink
 from trt_dynamo.partition.sizes import edges, inner_sizes, is_size, read_outside, with_floats
 from trt_dynamo.partition.support import Verdict, judge, main_device, makes_tensors, node_symbols
@@ -42,6 +43,8 @@ RECURRENT = {
     "trt_dynamo.lstm.default", "trt_dynamo.rnn.default", "aten.mkldnn_rnn_layer.default", "aten._cudnn_rnn.default",
 }  # fmt: skip
 MUCH = 50
+
+LEADS = "too little for an engine, before an op that runs in eager"
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -84,6 +87,13 @@ def partition(module: GraphModule, weights: Mapping[int, str], settings: Setting
     ):
         constants = constants_of(module.graph, verdicts, baked)
     groups = group(module.graph, verdicts, settings.min_segment_nodes, constants=constants)
+    if len(groups) > 1:
+        beginnings = small_beginnings(module.graph, verdicts, baked, settings.min_segment_nodes, work)
+        without = {**verdicts, **{n: dataclasses.replace(verdicts[n], ok=False, reason=LEADS) for n in beginnings}}
+        keep_tuples_whole(without)
+        fewer = group(module.graph, without, settings.min_segment_nodes, constants=constants - beginnings)
+        if len(fewer) < len(groups):
+            verdicts, groups, constants = without, fewer, constants - beginnings
     while kept := gaps_for_eager(groups, verdicts):
         verdicts.update(kept)
         keep_tuples_whole(verdicts)
