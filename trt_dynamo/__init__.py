@@ -1,7 +1,7 @@
 """TensorRT as a backend of torch.compile: `torch.compile(model, backend="tensorrt")`, which needs no import of this.
 
 What stands in `__all__` is the public interface. All but the settings and the errors is loaded when it is first used,
-so that importing trt_dynamo costs next to nothing.
+so that importing trt_dynamo costs next to nothing. Only our ops are defined, once torch is imported.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from trt_dynamo.errors import (
     TrtDynamoError,
     Unsupported,
 )
+from trt_dynamo.ops_on_import import define_ops
 from trt_dynamo.settings import Settings
 
 if TYPE_CHECKING:
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
     from trt_dynamo.explanation import explain
     from trt_dynamo.exported import ExportedModule, compile
     from trt_dynamo.model_file import load, save
+    from trt_dynamo.program_with_engines import exported_program
     from trt_dynamo.quantization import freeze_fake_quantize, quantize
     from trt_dynamo.recorded_shapes import RecordedShapes, record_shapes
     from trt_dynamo.reports import report, reset_report
@@ -59,6 +61,7 @@ __all__ = [
     "converter",
     "explain",
     "export_engine",
+    "exported_program",
     "freeze_fake_quantize",
     "load",
     "quantize",
@@ -86,6 +89,7 @@ LAZY = {
     "compile": "trt_dynamo.exported",
     "explain": "trt_dynamo.explanation",
     "export_engine": "trt_dynamo.engine_file",
+    "exported_program": "trt_dynamo.program_with_engines",
     "load": "trt_dynamo.model_file",
     "freeze_fake_quantize": "trt_dynamo.quantization",
     "quantize": "trt_dynamo.quantization",
@@ -110,3 +114,6 @@ def __getattr__(name: str) -> Any:
 
 def __dir__() -> list[str]:
     return sorted({*globals(), *LAZY})
+
+
+define_ops()

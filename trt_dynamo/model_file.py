@@ -132,12 +132,7 @@ def load(
 
 def lacking(file: Path, manifest: dict[str, Any], carried: Carried, *, rebuild: bool, given: bool) -> None:
     """Says why an engine of the file does not fit; raises it where nothing may be built."""
-    there = platform_of([])
-    differs = [
-        f"{name} is {there[name] or 'none'} here and {was or 'none'} in the file"
-        for name, was in manifest["platform"].items()
-        if name in there and there[name] != was
-    ]
+    differs = differences(manifest["platform"], "in the file")
     if given and not differs and manifest["weights"]:
         differs = ["the weights are others"]
     reason = "; ".join(differs) or "the settings, the converters or the weights are others than when it was written"
@@ -146,6 +141,16 @@ def lacking(file: Path, manifest: dict[str, Any], carried: Carried, *, rebuild: 
         carried.refused = FileError(told)
         raise carried.refused
     warn_once(f"{told}. It is built from the file's graph.")
+
+
+def differences(platform: Mapping[str, str], where: str) -> list[str]:
+    """What of `platform_of` is not as it was."""
+    there = platform_of([])
+    return [
+        f"{name} is {there[name] or 'none'} here and {was or 'none'} {where}"
+        for name, was in platform.items()
+        if name in there and there[name] != was
+    ]
 
 
 def platform_of(state: list[torch.Tensor]) -> dict[str, str]:
