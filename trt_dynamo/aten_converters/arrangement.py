@@ -49,7 +49,9 @@ class Arrangement:
 
     def was_one(self, dim: Dim) -> bool:
         """Whether `dim` was 1 while tracing. A symbol never is, but what is computed of symbols may be: `s // 4`."""
-        return dim == 1 if isinstance(dim, int) else self.backed(dim) and self.seen(dim) == 1
+        if isinstance(dim, int) or self.shape_env() is None:
+            return dim == 1
+        return self.backed(dim) and self.seen(dim) == 1
 
     def guessed(self, dim: Dim) -> int:
         """What `dim` was while tracing; where it depends on data, the largest that it can be in this engine."""
