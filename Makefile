@@ -6,6 +6,7 @@
 #   make test-all    the slow ones too
 #   make test-cuda   those that need a GPU
 #   make test-browser  those that need Chromium and its driver
+#   make test-examples  examples/pretrained, in .venv-examples with the packages that they need
 #   make lint        ruff and mypy
 #   make api-check   our use of TensorRT's API, against the versions that we support
 #   make docs        write what is generated in docs/, and the site in build/site
@@ -19,22 +20,25 @@ PYTEST_ARGS ?=
 RUN := $(VENV)/bin/python
 PIP := $(RUN) -m pip install --quiet --disable-pip-version-check
 
-.PHONY: demo test test-all test-cuda test-browser lint format api-check docs clean
+.PHONY: demo test test-all test-cuda test-browser test-examples lint format api-check docs clean
 
 demo: $(VENV)/.demo
 	$(RUN) -m trt_dynamo demo
 
 test: $(VENV)/.dev
-	$(RUN) -m pytest -n 2 -q -m "not cuda and not slow and not browser" $(PYTEST_ARGS)
+	$(RUN) -m pytest -n 2 -q -m "not cuda and not slow and not browser and not examples" $(PYTEST_ARGS)
 
 test-all: $(VENV)/.dev
-	$(RUN) -m pytest -n 2 -q -m "not cuda and not browser" $(PYTEST_ARGS)
+	$(RUN) -m pytest -n 2 -q -m "not cuda and not browser and not examples" $(PYTEST_ARGS)
 
 test-cuda: $(VENV)/.dev
 	$(RUN) -m pytest -q -m cuda $(PYTEST_ARGS)
 
 test-browser: $(VENV)/.dev
 	$(RUN) -m pytest -q -m browser $(PYTEST_ARGS)
+
+test-examples: .venv-examples/.ready
+	.venv-examples/bin/python -m pytest -q -m examples tests/test_real_inputs.py $(PYTEST_ARGS)
 
 lint: $(VENV)/.dev
 	$(RUN) -m ruff check .
@@ -53,7 +57,7 @@ docs: $(VENV)/.dev
 	NO_MKDOCS_2_WARNING=1 $(RUN) -m mkdocs build --quiet --strict
 
 clean:
-	rm -rf $(VENV) .stubs build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	rm -rf $(VENV) .venv-examples .stubs build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis
 
 # A stamp for each set of packages, newer than what names them. torch goes first, so that TORCH decides which one it is.
 $(VENV)/.demo: EXTRAS = rtx,demo
@@ -61,6 +65,14 @@ $(VENV)/.dev: EXTRAS = rtx,demo,dev
 $(VENV)/.demo $(VENV)/.dev: pyproject.toml | $(RUN)
 	$(PIP) "$(TORCH)"
 	$(PIP) --editable ".[$(EXTRAS)]"
+	@touch $@
+
+# Apart from $(VENV): two of these packages want older requirements than they work with, and go in without them.
+.venv-examples/.ready: pyproject.toml $(wildcard examples/pretrained/*.txt)
+	$(PYTHON) -m venv .venv-examples
+	.venv-examples/bin/pip install --quiet "$(TORCH)" --requirement examples/pretrained/requirements.txt
+	.venv-examples/bin/pip install --quiet --no-deps --requirement examples/pretrained/requirements_alone.txt
+	.venv-examples/bin/pip install --quiet --editable ".[rtx]" "pytest>=8.2" "hypothesis>=6.100"
 	@touch $@
 
 $(RUN):
