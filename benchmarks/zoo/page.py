@@ -100,7 +100,9 @@ def summary(figures: Sequence[Figures]) -> str:
             mode: f"{sum(f.whole for f in found)} of {len(found)}" for mode, found in plain.items()
         },
         "median error": {mode: f"{statistics.median(errors_of(found)):.1e}" for mode, found in by_mode.items()},
-        "largest error": {mode: f"{max(errors_of(found)):.1e}" for mode, found in by_mode.items()},
+        "largest error, less those marked * below": {
+            mode: f"{max(errors_of(found)):.1e}" for mode, found in by_mode.items()
+        },
         "compiled and answered": {
             mode: f"{sum(not f.failure for f in found)} of {len(found)}" for mode, found in by_mode.items()
         },
@@ -146,7 +148,7 @@ def row(f: Figures) -> str:
 def misses(figures: Iterable[Figures]) -> str:
     """What is more than one engine, and why, a line for each model and mode."""
     lines = [f"- {f.name}, {f.mode}: {why(f)}\n" for f in figures if not f.whole]
-    return "## More than one engine\n\n" + ("".join(lines) or "None.\n") + "\n"
+    return "## Not one engine alone\n\n" + ("".join(lines) or "None.\n") + "\n"
 
 
 def why(f: Figures) -> str:

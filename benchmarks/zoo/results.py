@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -76,7 +77,7 @@ def as_line(figures: Figures) -> str:
         key: float(f"{value:.3g}") if isinstance(value, float) else value
         for key, value in dataclasses.asdict(figures).items()
     }
-    return json.dumps(plain)
+    return re.sub(r"/[^\s\"`']*/site-packages/", "", json.dumps(plain))  # where packages lie is this machine's own
 
 
 def read(path: Path = RESULTS) -> dict[tuple[str, str], Figures]:
