@@ -334,8 +334,17 @@ def test_only_compiled_modules_become_programs_and_what_torch_cannot_write_is_re
     assert_same(program.module()(x)[0], x.relu() + 1)
 
 
-def test_the_manifest_is_plain_json_without_pickles(tmp_path: Path) -> None:
-    (node,) = calls(program_of(Small(), torch.randn(3, 4)))
+def test_a_program_with_engines_can_be_compiled_again(tmp_path: Path) -> None:
+    model, x = Small().eval(), torch.randn(3, 4)
+    module = trt_dynamo.compile(reloaded(program_of(model, x), tmp_path), **OPTIONS)
+    assert_same(module(x), model(x).detach())
+    assert_same(exported_program(module).module()(x), model(x))
+
+
+def test_the_manifest_is_plain_json_and_the_engine_has_a_size() -> None:
+    program = program_of(Small(), torch.randn(3, 4))
+    (node,) = calls(program)
+    assert node.args[2].meta["val"].shape == (program.constants["trt_dynamo_engine_0"].numel(),)
     manifest = json.loads(node.args[3])
     assert (manifest["kind"], manifest["format"]) == ("trt_dynamo segment", 1)
     assert manifest["inputs"] == [["linear.weight", True], ["linear.bias", True], ["x", False]]

@@ -185,7 +185,7 @@ class Program:
         (node,) = graph.find_nodes(op="call_module", target=segment.name)
         results = [each.meta["val"] for each in results_of(segment.module.graph)]
         with results[0].fake_mode as mode:
-            meta = {"val": mode.from_tensor(plans)}
+            meta = {"val": mode.from_tensor(plans, static_shapes=True)}
             found = [empty_in_order(value, order) for value, (order, _) in zip(results, again.results, strict=True)]
         engine = self.add_input(graph, "engine", plans, meta)
         tensors = [each for each in node.args if isinstance(each.meta["val"], torch.Tensor)]
