@@ -35,7 +35,6 @@ ALLOWED: dict[str, set[str]] = {
     "explanation_page": set(),
     "registration": {"settings"},
     # it defines our ops, which call what stands above it
-    "ops_on_import": {"engine_op"},
     # ops of ours that lowering puts into a graph and converters know
     "operators": set(),
     "profiles": BASE,
@@ -94,7 +93,6 @@ ALLOWED: dict[str, set[str]] = {
         "explanation",
         "exported",
         "model_file",
-        "ops_on_import",
         "program_with_engines",
         "quantization",
         "recorded_shapes",

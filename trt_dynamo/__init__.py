@@ -1,7 +1,7 @@
 """TensorRT as a backend of torch.compile: `torch.compile(model, backend="tensorrt")`, which needs no import of this.
 
 What stands in `__all__` is the public interface. All but the settings and the errors is loaded when it is first used,
-so that importing trt_dynamo costs next to nothing. Only our ops are defined, once torch is imported.
+so that importing trt_dynamo costs next to nothing.
 """
 
 from __future__ import annotations
@@ -18,7 +18,6 @@ from trt_dynamo.errors import (
     TrtDynamoError,
     Unsupported,
 )
-from trt_dynamo.ops_on_import import define_ops
 from trt_dynamo.settings import Settings
 
 if TYPE_CHECKING:
@@ -114,6 +113,3 @@ def __getattr__(name: str) -> Any:
 
 def __dir__() -> list[str]:
     return sorted({*globals(), *LAZY})
-
-
-define_ops()

@@ -1,8 +1,8 @@
 """The op that stands for an engine in an exported program. In: a segment's arguments, its engine's bytes, and what is
 to be known of it. Out: the segment's results, as tensors of their own.
 
-`import trt_dynamo` defines it, with our other ops, so that `torch.export.load` knows them. What answers is loaded at
-the first call.
+`import trt_dynamo.engine_op` defines it, with our other ops, so that `torch.export.load` knows them. What answers is
+loaded at the first call.
 """
 
 from __future__ import annotations

@@ -61,8 +61,8 @@ class Known(Carried):
 def exported_program(module: ExportedModule) -> ExportedProgram:
     """The compiled module as an `ExportedProgram`, for `torch.export.save` and whatever takes such programs.
 
-    It needs no Python of the model's, and `import trt_dynamo` where it is loaded. Its parameters and buffers are the
-    module's own.
+    It needs no Python of the model's, and `import trt_dynamo.engine_op` where it is loaded. Its parameters and
+    buffers are the module's own.
 
     Raises:
         TypeError: it is no module of `trt_dynamo.compile`.
