@@ -37,7 +37,9 @@ def fresh_start(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Non
 
 
 def forget() -> None:
-    """Drops what Dynamo compiled and counted, the report's counts, and which warnings were given; imports nothing for it."""
+    """Drops what Dynamo compiled and counted, the report's counts, and which warnings were given; imports nothing for
+    it.
+    """
     if "torch._dynamo" in sys.modules:
         sys.modules["torch._dynamo"].reset()
     if "torch._dynamo.utils" in sys.modules:  # where it counts what it did not trace, for warnings of ours
