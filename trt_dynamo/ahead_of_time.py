@@ -24,7 +24,7 @@ from torch.fx import GraphModule, Interpreter
 
 from trt_dynamo import trt as tensorrt_module
 from trt_dynamo.as_if_on_cuda import CUDA, Twins, moved, place_for, relocated
-from trt_dynamo.backend import placeholder_names, segment_runner
+from trt_dynamo.backend import segment_runner
 from trt_dynamo.cache import open_store
 from trt_dynamo.errors import BuildError, SettingsError
 from trt_dynamo.known_ranges import use_known_ranges
@@ -171,9 +171,8 @@ def store_engines(lowered: Lowered, settings: Settings, found: Ahead) -> None:
     device = main_device(lowered.module)
     with unset_fake_temporarily(), torch.no_grad():
         parts = partition(lowered.module, lowered.names, settings)
-        position = {name: index for index, name in enumerate(placeholder_names(lowered.module))}
         for segment in parts.segments:
-            weights = [lowered.weights[position[name]] for name in segment.weights]
+            weights = lowered.weights_of(segment.weights)
             try:
                 runner = segment_runner(segment, weights, device, settings, segment.name)
                 problem = why_no_engine(runner)

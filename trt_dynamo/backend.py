@@ -105,9 +105,8 @@ def compile_lowered(lowered: Lowered, settings: Settings) -> Callable[..., Any]:
     device = main_device(lowered.module)
     with unset_fake_temporarily(), torch.no_grad():
         parts = partition(lowered.module, lowered.names, settings)
-        position = {name: index for index, name in enumerate(placeholder_names(lowered.module))}
         for segment in parts.segments:
-            weights = [lowered.weights[position[name]] for name in segment.weights]
+            weights = lowered.weights_of(segment.weights)
             runner = segment_runner(segment, weights, device, settings, f"graph_{number}.{segment.name}")
             setattr(parts.module, segment.name, runner)
         outer = parts.module

@@ -75,9 +75,8 @@ def calibrate(
     def record(lowered: Lowered) -> Callable[..., Any]:
         with unset_fake_temporarily(), torch.no_grad():
             parts = partition(lowered.module, lowered.names, settings)
-            names = [node.name for node in lowered.module.graph.nodes if node.op == "placeholder"]
             for segment in parts.segments:
-                weights = {name: lowered.weights[names.index(name)] for name in segment.weights}
+                weights = dict(zip(segment.weights, lowered.weights_of(segment.weights), strict=True))
                 recording = Recording(segment.module, weights)
                 recordings.append((segment, recording, weights))
                 setattr(parts.module, segment.name, recording)

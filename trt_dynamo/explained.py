@@ -6,16 +6,17 @@ Comes in: a lowered graph and how it was cut. Goes out: plain records, which nam
 from __future__ import annotations
 
 import dataclasses
+import functools
 import logging
 import math
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from typing import Any
 
 import sympy  # type: ignore[import-untyped, unused-ignore]
 import torch
 from torch.fx import GraphModule, Node
 
-from trt_dynamo.cache import open_store
+from trt_dynamo.cache import Entry, open_store
 from trt_dynamo.errors import Unsupported
 from trt_dynamo.identity import identity_of
 from trt_dynamo.lowering import Lowered
@@ -130,11 +131,12 @@ def placed_nodes(lowered: Lowered, parts: Partitioned, graph: int) -> list[Place
 
 def engines_to_be(lowered: Lowered, parts: Partitioned, settings: Settings, graph: int) -> list[EngineToBe]:
     """The engines of a graph, with the weights that the model has now."""
-    names = [node.name for node in lowered.module.graph.nodes if node.op == "placeholder"]
+    qualified = {n.name: lowered.names.get(i) for i, n in enumerate(lowered.module.graph.find_nodes(op="placeholder"))}
     device = main_device(lowered.module)
+    cached = functools.cache(lambda: {each.key: each for each in open_store(settings).entries() if not each.damage})
     found = []
     for segment in parts.segments:
-        weights = {name: lowered.weights[names.index(name)] for name in segment.weights}
+        weights = dict(zip(segment.weights, lowered.weights_of(segment.weights), strict=True))
         nodes = list(segment.module.graph.nodes)
         values = {node.name: node.meta["val"] for node in nodes if node.op == "placeholder"}
         sizes = sizes_of(segment, settings)
@@ -147,14 +149,14 @@ def engines_to_be(lowered: Lowered, parts: Partitioned, settings: Settings, grap
                 segment.nodes,
                 tuple(described(value) for name, value in values.items() if name not in weights),
                 tuple(described(node.meta.get("val")) for node in nodes[-1].all_input_nodes),
-                {lowered.names[names.index(name)]: value.nbytes for name, value in weights.items()},
+                {str(qualified[name]): value.nbytes for name, value in weights.items()},
                 {str(symbol): (span.min, span.opt, span.max) for symbol, span in sizes.first.items()},
                 sizes.note,
                 told,
                 sparsity_of(segment.name, graph_to_be, weights, as_inputs=given is None)
                 if settings.sparse_weights
                 else None,
-                None if precision is None else stored(segment, precision, device, settings, given, sizes),
+                None if precision is None else stored(segment, precision, device, settings, given, sizes, cached),
             )
         )
     return found
@@ -183,9 +185,10 @@ def stored(
     settings: Settings,
     weights: Sequence[torch.Tensor] | None,
     sizes: Sizes,
+    cached: Callable[[], Mapping[str, Entry]],
 ) -> StoredEngine | None:
-    """The first engine that the backend would look for, if the cache of this machine has it. `weights` are baked in;
-    None: the engine takes them as inputs.
+    """The first engine that the backend would look for, if it is among the `cached` ones, by key. `weights` are baked
+    in; None: the engine takes them as inputs.
     """
     if settings.cache == "off":
         return None
@@ -195,7 +198,7 @@ def stored(
     except Unsupported as error:
         log.info("%s: %s", segment.name, error)
         return None
-    entry = next((each for each in open_store(settings).entries() if each.key == key and not each.damage), None)
+    entry = cached().get(key)
     if entry is None:
         return None
     return StoredEngine(key, entry.size, entry.created, entry.manifest.get("build_seconds"))

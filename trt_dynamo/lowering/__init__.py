@@ -42,6 +42,12 @@ class Lowered:
     weights: Mapping[int, torch.Tensor]
     names: Mapping[int, str]
 
+    def weights_of(self, placeholders: Sequence[str]) -> list[torch.Tensor]:
+        """The weights behind placeholders, by the names of these in the graph."""
+        nodes = self.module.graph.find_nodes(op="placeholder")
+        position = {node.name: index for index, node in enumerate(nodes)}
+        return [self.weights[position[name]] for name in placeholders]
+
 
 def lower(
     module: GraphModule,
