@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable
 from typing import Any
 
@@ -9,7 +10,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from trt_dynamo.testing import check
+from trt_dynamo.aten_converters import convert
+from trt_dynamo.testing import EvaluatedSegment, check, trace
 from trt_dynamo.trt import trt
 
 aten = torch.ops.aten
@@ -106,6 +108,26 @@ def test_batch_norm(shape: tuple[int, ...], dynamic: bool) -> None:
     x, mean, var = random(*shape), random(4), random(4, seed=1).abs() + 0.1
     check(F.batch_norm, x, mean, var, dynamic=dynamic)
     check(F.batch_norm, x, mean, var, random(4, seed=2), random(4, seed=3), dynamic=dynamic)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, *HALVES])
+@pytest.mark.parametrize("affine", [True, False], ids=["affine", "plain"])
+def test_batch_norm_of_weights_that_stay(affine: bool, dtype: torch.dtype) -> None:
+    """Two layers with numbers known when the network is made, where else layers compute them."""
+    weights = [random(4), random(4, seed=1).abs() + 0.1, *(random(4, seed=i) for i in (2, 3) if affine)]
+    x = random(2, 4, 3, dtype=dtype)
+    graph = trace(F.batch_norm, [x, *weights])
+    names = [node.name for node in graph.graph.find_nodes(op="placeholder")][1:]
+    baked = dict(zip(names, weights, strict=True))
+    fixed, open_ = convert(graph, baked), convert(graph, baked, refit=True)
+    raw = fixed.network.raw
+    folded = Counter(raw.get_layer(i).type.name for i in range(raw.num_layers))
+    assert folded == {"CONSTANT": 2 + len(weights), "ELEMENTWISE": 2, "IDENTITY": 1}
+    assert len(open_.weights) == len(weights)
+    near = {"rtol": 2e-2, "atol": 2e-2} if dtype in HALVES else {"rtol": 1e-6, "atol": 1e-6}
+    for network in (fixed, open_):
+        got = EvaluatedSegment(network)(x, *weights)[0]
+        torch.testing.assert_close(got, F.batch_norm(x, *weights), **near)
 
 
 def trained(x: torch.Tensor, mean: torch.Tensor, var: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor) -> Any:

@@ -1,7 +1,8 @@
 """Normalization: `INormalizationLayer` for layer, group and instance norms, elementwise layers where it does not fit.
 
-Weights stay as torch has them: scale and shift are computed in the network, where TensorRT folds them and can refit
-them.
+Weights that an engine shall let replace stay as torch has them: a batch norm's scale and shift are computed in the
+network, where TensorRT folds them. Of weights that stay what they are they are computed here, since each layer costs
+build time.
 """
 
 from __future__ import annotations
@@ -9,7 +10,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
+from torch.fx import Node
 
+from trt_dynamo.aten_converters.folding import constant_of
 from trt_dynamo.aten_converters.functions import rsqrt
 from trt_dynamo.aten_converters.network import Network, Tensor
 from trt_dynamo.aten_converters.reduction import count_of, degrees, moments
@@ -149,12 +152,35 @@ def scaled_and_shifted(
     net: Network, x: Tensor, weight: Tensor | None, bias: Tensor | None, mean: Tensor, var: Tensor, eps: float
 ) -> Tensor:
     """`x * scale + shift` with the two computed in float32 from statistics by channel."""
+    known = known_scale_and_shift(net, eps)
+    if known is not None:
+        shape = (1, -1, *(1 for _ in range(2, x.ndim)))
+        return affine(net, x, *(net.constant(w.to(x.dtype).reshape(shape)) for w in known))
     scale = rsqrt(net, net.elementwise("SUM", var, eps))
     scale = scale if weight is None else net.elementwise("PROD", scale, net.wide(weight))
     taken = net.elementwise("PROD", mean, scale)
     shift = net.unary("NEG", taken) if bias is None else net.elementwise("SUB", net.wide(bias), taken)
     factor, summand = (by_channel(net, net.cast(w, x.dtype), x.ndim) for w in (scale, shift))
     return affine(net, x, factor, summand)
+
+
+def known_scale_and_shift(net: Network, eps: float) -> tuple[torch.Tensor, torch.Tensor] | None:
+    """The same two of the node under conversion, by torch; None where they are not known or may be replaced."""
+    if net.refit or net.node is None:
+        return None
+    nodes = [node for node in net.node.args[1:5] if isinstance(node, Node)]
+    if any(node.op == "call_function" for node in nodes):
+        return None
+    found = {node: constant_of(net, node) for node in nodes}
+    if any(value is None for value in found.values()):
+        return None
+    weight, bias, mean, var = (found[n].float() if isinstance(n, Node) else None for n in net.node.args[1:5])
+    if mean is None or var is None:
+        return None
+    scale = 1 / torch.sqrt(var + eps)
+    scale = scale if weight is None else scale * weight
+    taken = mean * scale
+    return scale, -taken if bias is None else bias - taken
 
 
 @converter(aten._native_batch_norm_legit.no_stats)
