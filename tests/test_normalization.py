@@ -114,7 +114,7 @@ def test_batch_norm(shape: tuple[int, ...], dynamic: bool) -> None:
 @pytest.mark.parametrize("affine", [True, False], ids=["affine", "plain"])
 def test_batch_norm_of_weights_that_stay(affine: bool, dtype: torch.dtype) -> None:
     """Two layers with numbers known when the network is made, where else layers compute them."""
-    weights = [random(4), random(4, seed=1).abs() + 0.1, *(random(4, seed=i) for i in (2, 3) if affine)]
+    weights: list[Any] = [random(4), random(4, seed=1).abs() + 0.1, *(random(4, seed=i) for i in (2, 3) if affine)]
     x = random(2, 4, 3, dtype=dtype)
     graph = trace(F.batch_norm, [x, *weights])
     names = [node.name for node in graph.graph.find_nodes(op="placeholder")][1:]
@@ -124,7 +124,7 @@ def test_batch_norm_of_weights_that_stay(affine: bool, dtype: torch.dtype) -> No
     folded = Counter(raw.get_layer(i).type.name for i in range(raw.num_layers))
     assert folded == {"CONSTANT": 2 + len(weights), "ELEMENTWISE": 2, "IDENTITY": 1}
     assert len(open_.weights) == len(weights)
-    near = {"rtol": 2e-2, "atol": 2e-2} if dtype in HALVES else {"rtol": 1e-6, "atol": 1e-6}
+    near: dict[str, Any] = {"rtol": 2e-2, "atol": 2e-2} if dtype in HALVES else {"rtol": 1e-6, "atol": 1e-6}
     for network in (fixed, open_):
         got = EvaluatedSegment(network)(x, *weights)[0]
         torch.testing.assert_close(got, F.batch_norm(x, *weights), **near)
