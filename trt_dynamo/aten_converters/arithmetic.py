@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -20,6 +21,26 @@ LOGICAL = {"SUM": "OR", "PROD": "AND", "MAX": "OR", "MIN": "AND"}
 
 # torch computes these with a Python number as float32, also where the tensor is of a half type.
 ARITHMETIC = frozenset({"SUM", "SUB", "PROD", "DIV", "POW"})
+
+
+def kind_of(x: Operand | sympy.Expr) -> tuple[torch.dtype, bool] | type:
+    """What torch's promotion asks of an operand: dtype and whether it has dims, or the type of a number."""
+    if isinstance(x, Tensor):
+        return x.dtype, x.ndim > 0
+    return int if isinstance(x, sympy.Expr) else type(x)
+
+
+@functools.cache
+def common_dtype(
+    operands: tuple[tuple[torch.dtype, bool] | type, ...], kind: Kind, default: torch.dtype
+) -> torch.dtype:
+    """The dtype that torch computes such operands in, each described by `kind_of`, where `default` is its default."""
+    samples = [
+        torch.empty((1,) * each[1], dtype=each[0], device="meta") if isinstance(each, tuple) else each(1)
+        for each in operands
+    ]
+    found: torch.dtype = elementwise_dtypes(*samples, type_promotion_kind=kind)[1]
+    return found
 
 
 class Arithmetic(Arrangement):
@@ -62,15 +83,7 @@ class Arithmetic(Arrangement):
 
     def promoted_dtype(self, *xs: Operand | sympy.Expr, kind: Kind = Kind.DEFAULT) -> torch.dtype:
         """The dtype that torch computes `xs` in, by torch's own rules (0-D tensors and Python numbers are weak)."""
-        samples = [
-            torch.empty((1,) * x.ndim, dtype=x.dtype, device="meta")
-            if isinstance(x, Tensor)
-            else 1
-            if isinstance(x, sympy.Expr)
-            else x
-            for x in xs
-        ]
-        return elementwise_dtypes(*samples, type_promotion_kind=kind)[1]
+        return common_dtype(tuple(map(kind_of, xs)), kind, torch.get_default_dtype())
 
     def promote(self, *xs: Operand | sympy.Expr, kind: Kind = Kind.DEFAULT) -> tuple[Tensor, ...]:
         """`xs` cast to the dtype that torch computes them in, and brought to one rank."""

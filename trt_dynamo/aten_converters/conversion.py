@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import operator
 import re
 from collections.abc import Callable, Mapping
@@ -160,7 +161,12 @@ def refuse_type(value: Any) -> None:
 
 def source_line(node: Node) -> str:
     """The user's line that made the node, as `file:line, code`."""
-    trace = node.meta.get("stack_trace") or ""
+    return last_line(node.meta.get("stack_trace") or "")
+
+
+@functools.lru_cache(maxsize=64)
+def last_line(trace: str) -> str:
+    """Where a stack trace ends. The nodes that come of one line follow one another."""
     found = re.findall(r'File "([^"]+)", line (\d+), in [^\n]*\n\s*([^\n]*)', trace)
     return f"{found[-1][0]}:{found[-1][1]}, {found[-1][2].strip()}" if found else ""
 

@@ -14,6 +14,7 @@ from torch._ops import OpOverload
 
 from trt_dynamo.aten_converters.registry import CONVERTERS
 from trt_dynamo.lowering.fast_paths import encoder_layer, multi_head_attention
+from trt_dynamo.lowering.modelopt import taken_apart
 
 aten = torch.ops.aten
 
@@ -56,7 +57,7 @@ def native_batch_norm(
 
 def multilabel_margin_loss(x: torch.Tensor, target: torch.Tensor, reduction: int) -> tuple[torch.Tensor, torch.Tensor]:
     """torch's, whose result for a single sample has a dim that the op's has not."""
-    function = core_aten_decompositions()[aten.multilabel_margin_loss_forward.default]
+    function = core_table()[aten.multilabel_margin_loss_forward.default]
     loss, is_target = function(x, target, reduction)
     return (loss.reshape(()) if x.ndim < 2 else loss), is_target
 
@@ -71,9 +72,7 @@ def unfold_backward(grad: torch.Tensor, input_sizes: list[int], dim: int, size: 
     """
     pieces = -(-size // step)
     if not input_sizes or not 0 < pieces <= PIECES:
-        found: torch.Tensor = core_aten_decompositions()[aten.unfold_backward.default](
-            grad, input_sizes, dim, size, step
-        )
+        found: torch.Tensor = core_table()[aten.unfold_backward.default](grad, input_sizes, dim, size, step)
         return found
     windows = torch.constant_pad_nd(grad.movedim(dim % len(input_sizes), -2), (0, pieces * step - size))
     rows = [
@@ -96,12 +95,23 @@ OWN: dict[OpOverload, Callable[..., Any]] = {
 
 
 @functools.cache
+def core_table() -> dict[Any, Callable[..., Any]]:
+    """torch's core table. To read it as a mapping has torch look for the composite ops of all other libraries, for
+    longer than all of our passes take; a trace takes those apart without a table.
+    """
+    table = core_aten_decompositions()
+    return dict(getattr(table, "decomp_table", table))
+
+
+@functools.cache
 def torch_table() -> dict[OpOverload, Callable[..., Any]]:
-    table = dict(core_aten_decompositions())
+    table = dict(core_table())
     table.update({op: f for op, f in get_decompositions(FURTHER).items() if op not in table})
     return {op: function for op, function in (table | OWN).items() if isinstance(op, OpOverload)}
 
 
 def decompositions() -> dict[OpOverload, Callable[..., Any]]:
-    """The table for AOTAutograd. Made anew per graph: users may have registered converters meanwhile."""
-    return {op: function for op, function in torch_table().items() if op not in CONVERTERS}
+    """The table for AOTAutograd. Made anew per graph: users may have registered converters meanwhile, or loaded
+    ModelOpt.
+    """
+    return {op: function for op, function in (torch_table() | taken_apart()).items() if op not in CONVERTERS}

@@ -17,6 +17,7 @@ from typing import Any
 import sympy
 import torch
 from torch.fx import Graph, GraphModule, Node
+from torch.fx._lazy_graph_module import _LazyGraphModule
 
 from trt_dynamo.aten_converters.layout import memory_order, numbers
 from trt_dynamo.partition.beginnings import small_beginnings
@@ -385,7 +386,9 @@ def make_segment(
     graph.output(tuple(copies[n] for n in results))
     weights = tuple(copies[n].name for n in inputs if n in baked)
     attributes = {str(n.target): root[str(n.target)] for n in graph.nodes if n.op == "get_attr"}
-    segment = Segment(name, GraphModule(attributes, graph), tuple(n.name for n in nodes if makes_tensors(n)), weights)
+    # Its Python code is written and compiled when eager first needs it: with a cached engine, mostly never.
+    own = _LazyGraphModule(attributes, graph)
+    segment = Segment(name, own, tuple(n.name for n in nodes if makes_tensors(n)), weights)
     return segment, inputs, results
 
 
