@@ -11,7 +11,12 @@ from collections.abc import Sequence
 
 import torch
 
-from trt_dynamo.operators import attention, recurrent, resampling  # noqa: F401  an exported graph may have these ops
+from trt_dynamo.operators import (  # noqa: F401  an exported graph may have these ops
+    attention,
+    fake_quantize,
+    recurrent,
+    resampling,
+)
 
 
 @torch.library.custom_op("trt_dynamo::run_engine", mutates_args=())

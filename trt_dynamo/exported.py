@@ -30,7 +30,13 @@ from trt_dynamo.backend import compile_lowered, why_eager
 from trt_dynamo.cache.carried import Carried, carrying
 from trt_dynamo.exported_inputs import Inputs
 from trt_dynamo.lowering import Lowered, lower
-from trt_dynamo.operators import attention, recurrent, resampling  # noqa: F401  a graph in a file may have these ops
+from trt_dynamo.lowering.modelopt import exportable
+from trt_dynamo.operators import (  # noqa: F401  a graph in a file may have these ops
+    attention,
+    fake_quantize,
+    recurrent,
+    resampling,
+)
 from trt_dynamo.profiles import shape_env_of
 from trt_dynamo.reports import count
 from trt_dynamo.settings import Settings
@@ -144,7 +150,7 @@ def compile(
 def export(
     model: torch.nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any] | None, shapes: Any
 ) -> ExportedProgram:
-    with torch.no_grad():
+    with torch.no_grad(), exportable():
         return torch.export.export(model, tuple(args), dict(kwargs or {}), dynamic_shapes=shapes, strict=False)
 
 

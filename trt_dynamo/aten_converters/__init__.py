@@ -20,6 +20,7 @@ from trt_dynamo.aten_converters import (  # noqa: F401  the converters register 
     pointwise,
     pooling,
     quantization,
+    quantized_by_limit,
     recurrent,
     recurrent_kernels,
     reduction,

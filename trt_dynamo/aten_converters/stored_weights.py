@@ -1,5 +1,5 @@
 """Weights that a graph makes of codes, `(codes - zero) * scale`, in whatever ops it says so: torchao's tensor classes,
-`weight.to(x.dtype) * scales`, codes of four bits that are unpacked.
+`weight.to(x.dtype) * scales`, codes of four bits that are unpacked; and weights that a graph rounds to codes and back.
 
 Comes in: a segment's graph, and a network that knows the weights' values. Goes out: which nodes become constants of
 codes with a dequantize layer, and which are then read by nobody. In ops, TensorRT would hold such a weight as floats.
@@ -15,25 +15,15 @@ import torch
 from torch.fx import Node
 
 from trt_dynamo.aten_converters.code_grids import along, dequantize_layer, stored, stored_in_four_bits
+from trt_dynamo.aten_converters.factors import CASTS, FAKE_QUANTIZE, TURNS, VIEWS, suits
 from trt_dynamo.aten_converters.folding import constant_of
 from trt_dynamo.aten_converters.network import HALVES, Network, Tensor
+from trt_dynamo.operators.fake_quantize import codes_and_scale
 
-aten, prims = torch.ops.aten, torch.ops.prims
+aten = torch.ops.aten
 
 INTEGERS = (torch.int8, torch.uint8, torch.int16, torch.int32, torch.int64)
 FLOATS = (torch.float32, *HALVES)
-CASTS = (aten._to_copy.default, prims.convert_element_type.default)
-VIEWS = (
-    aten.view.default,
-    aten._unsafe_view.default,
-    aten.reshape.default,
-    aten.clone.default,
-    aten.alias.default,
-    aten.unsqueeze.default,
-    aten.squeeze.dims,
-    aten.squeeze.dim,
-)
-TURNS = (aten.t.default, aten.permute.default, aten.transpose.int)
 FOUR_BITS = (-8, 7)
 FP8 = torch.float8_e4m3fn
 
@@ -126,6 +116,8 @@ def extended(net: Network, node: Node, chains: Mapping[Node, Chain]) -> Chain | 
     if not isinstance(value, torch.Tensor) or value.dtype not in FLOATS or not node.args:
         return None
     first = node.args[0]
+    if node.target is FAKE_QUANTIZE:
+        return by_limit(net, node)
     if node.target in CASTS:
         chain = begun(net, first, chains)
         return None if chain is None else dataclasses.replace(chain, dtype=value.dtype)
@@ -137,6 +129,17 @@ def extended(net: Network, node: Node, chains: Mapping[Node, Chain]) -> Chain | 
     if node.target in (aten.mul.Tensor, aten.sub.Tensor, aten.div.Tensor) and len(node.args) == 2 and not node.kwargs:
         return combined(net, node, value, chains)
     return None
+
+
+def by_limit(net: Network, node: Node) -> Chain | None:
+    """The chain that begins with a weight in floats and the largest magnitude that its codes shall stand for."""
+    weight, amax = (constant_of(net, source) if isinstance(source, Node) else None for source in node.args[:2])
+    if not isinstance(weight, torch.Tensor) or not isinstance(amax, torch.Tensor) or weight.ndim < 2:
+        return None
+    bits, exponent_bits, unsigned, narrow = (int(number) for number in node.args[2:])  # type: ignore[arg-type]
+    codes, scale = codes_and_scale(weight, amax, bits, exponent_bits, bool(unsigned), bool(narrow))
+    held = codes.to(FP8 if exponent_bits else torch.int32)
+    return Chain(held, weight.dtype, scale=scale.reshape([1] * (weight.ndim - scale.ndim) + list(scale.shape)))
 
 
 def order_of(node: Node, rank: int) -> tuple[int, ...]:
@@ -212,6 +215,8 @@ def fitted(net: Network, node: Node, chain: Chain) -> StoredWeight | None:
         return None
     scale, axis = blocks(scale.broadcast_to(codes.shape))
     if (codes.dtype is FP8 and scale.ndim > 1) or not bool(((scale > 0) & scale.isfinite()).all()):
+        return None
+    if not suits(node, codes.dtype, blocks=scale.ndim > 1):
         return None
     weight, expected = StoredWeight(codes, scale, axis, chain.dtype, chain.order), constant_of(net, node)
     return weight if isinstance(expected, torch.Tensor) and same(weight, expected) else None
