@@ -27,7 +27,8 @@ from trt_dynamo.aten_converters.conversion import Binding
 from trt_dynamo.build import build, profile_of
 from trt_dynamo.errors import Unsupported
 from trt_dynamo.exported import Lifted, export, lift, lowered, settled
-from trt_dynamo.lowering import Lowered
+from trt_dynamo.lowering import Lowered, bakeable
+from trt_dynamo.lowering.plain_programs import functional
 from trt_dynamo.model_file import replaced
 from trt_dynamo.partition import Partitioned, Segment, partition
 from trt_dynamo.precision import Findings, Precision
@@ -102,7 +103,11 @@ def export_engine(
         return graph.module.forward
 
     with torch.no_grad():
-        lowered(lifted, settings, write)
+        plain = functional(lifted.module, settings)
+        if plain is None:
+            lowered(lifted, settings, write)
+        else:
+            made.append(make_plan(with_weights(plain, lifted), lifted, names, settings, file.name))
     if not made:
         raise Unsupported("the model trains: its graph wants a backward pass")
     plan, inputs, outputs = made[0]
@@ -154,6 +159,13 @@ def result_names(lifted: Lifted) -> list[str]:
         parts = [str(next(v for a in ("key", "idx", "name") if (v := getattr(k, a, None)) is not None)) for k in keys]
         names[index] = re.sub(r"\W", "_", "_".join(parts)) or "output"
     return names
+
+
+def with_weights(module: GraphModule, lifted: Lifted) -> Lowered:
+    """The lowered graph with what the model holds, which nothing in it writes to."""
+    pairs = enumerate(zip(lifted.state(), lifted.values, strict=False))
+    weights = {position: real for position, (real, fake) in pairs if bakeable(real, fake)}
+    return Lowered(module, weights, {position: lifted.paths[position] for position in weights})
 
 
 def refuse_writes(lifted: Lifted) -> None:

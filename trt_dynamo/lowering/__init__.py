@@ -131,15 +131,19 @@ def static_weights(lowered: GraphModule, inputs: Sequence[Any], static: Collecti
         return {}
     weights = {}
     for position in sorted({*metadata.static_input_indices, *static}):
-        real, fake = inputs[position], placeholders[position].meta.get("val")
         if position < len(metadata.input_info) and metadata.input_info[position].mutates_data:
             continue
-        if not isinstance(real, torch.Tensor) or not isinstance(fake, torch.Tensor) or type(real) not in BAKEABLE:
-            continue
-        # An inference tensor has no version counter: nothing would tell that it changed.
-        if tuple(real.shape) == tuple(fake.shape) and real.dtype is fake.dtype and not real.is_inference():
-            weights[position] = real
+        if bakeable(inputs[position], placeholders[position].meta.get("val")):
+            weights[position] = inputs[position]
     return weights
+
+
+def bakeable(real: Any, fake: Any) -> bool:
+    """Whether the tensor may be a constant of an engine, for which `fake` stands in the graph."""
+    if not isinstance(real, torch.Tensor) or not isinstance(fake, torch.Tensor) or type(real) not in BAKEABLE:
+        return False
+    # An inference tensor has no version counter: nothing would tell that it changed.
+    return tuple(real.shape) == tuple(fake.shape) and real.dtype is fake.dtype and not real.is_inference()
 
 
 BAKEABLE = (torch.Tensor, torch.nn.Parameter, torch.nn.Buffer)

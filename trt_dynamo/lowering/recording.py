@@ -96,7 +96,8 @@ class Recorder(TorchDispatchMode):
     def call(self, func: OpOverload, args: tuple[Any, ...], kwargs: dict[str, Any], result: Any) -> Node:
         """The node of a call with this result, and a `getitem` for each tensor in a tuple."""
         with self.graph.inserting_before(self.before):
-            node = self.graph.call_function(func, args, kwargs)
+            name = func.overloadpacket.__name__
+            node = self.graph.create_node("call_function", func, args, kwargs, name)
             self.describe(node, result)
             for index, value in enumerate(result if isinstance(result, tuple | list) else ()):
                 if isinstance(value, torch.Tensor):
