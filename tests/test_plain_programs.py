@@ -11,7 +11,6 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn
-from torch._ops import OpOverload
 from torch.export import Dim
 from torch.fx import GraphModule
 
@@ -55,7 +54,7 @@ def by_aot(program: Lifted) -> Lowered:
 
 
 def described(module: GraphModule) -> list[tuple[Any, ...]]:
-    """Each node: its op, its arguments by number, its shape, dtype and strides, and of an op the model's line."""
+    """Each node: its op, its arguments by number, its shape, dtype and strides."""
     numbers = {node: f"#{index}" for index, node in enumerate(module.graph.nodes)}
     found = []
     for node in module.graph.nodes:
@@ -63,8 +62,7 @@ def described(module: GraphModule) -> list[tuple[Any, ...]]:
         form = (tuple(value.shape), value.dtype, value.stride()) if isinstance(value, torch.Tensor) else None
         arguments = torch.fx.map_arg((node.args, node.kwargs), numbers.__getitem__)
         target = node.target if node.op == "call_function" else node.op
-        line = node.meta.get("stack_trace") if isinstance(node.target, OpOverload) else None
-        found.append((str(target), str(arguments), form, line))
+        found.append((str(target), str(arguments), form))
     return found
 
 
@@ -124,6 +122,17 @@ def lifted_state(program: Lifted, graph: Lowered) -> list[torch.Tensor]:
     """The program's own tensors at the places where another lowering has its weights."""
     state = program.state()
     return [state[position] for position in graph.weights]
+
+
+def test_each_node_knows_the_line_of_the_model() -> None:
+    model, args = PLAIN["image"]
+    with torch.no_grad():
+        graph = functional(lifted(model, *args).module, Settings())
+    assert graph is not None
+    (norm,) = graph.graph.find_nodes(
+        op="call_function", target=torch.ops.aten._native_batch_norm_legit_no_training.default
+    )
+    assert "batchnorm.py" in norm.meta["stack_trace"] and "F.batch_norm(" in norm.meta["stack_trace"]
 
 
 def test_what_aot_autograd_alone_can_do_is_left_to_it() -> None:
