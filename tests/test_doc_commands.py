@@ -121,7 +121,11 @@ def runs(line: str) -> bool:
     words = words_of(line)
     while words and ASSIGNMENT.match(words[0]):
         words = words[1:]
-    return words[0] in ("head", "nsys") or words[:3] == ["python", "-m", "trt_dynamo"] or words[-1] in ("serve.py", "evaluate.py")
+    return (
+        words[0] in ("head", "nsys")
+        or words[:3] == ["python", "-m", "trt_dynamo"]
+        or words[-1] in ("serve.py", "evaluate.py")
+    )
 
 
 @pytest.fixture
