@@ -370,7 +370,7 @@ def test_optimizer_steps_of_others_are_a_doubt_only() -> None:
     weights = WeightSet(tensors, "observed")
 
     def holds() -> bool:
-        return weights.holds(weights.snapshot, tensors)
+        return weights.snapshot.holds(tensors)
 
     assert holds()
     STEPS.stepped()

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import ctypes
 import dataclasses
+import functools
 import threading
 import weakref
 from collections.abc import Callable, Sequence
@@ -91,8 +92,13 @@ class Reader:
 
 @dataclasses.dataclass(eq=False, slots=True)
 class Snapshot:
-    """What was seen of the weights when an engine got exactly them; `reader` reads their content at these addresses."""
+    """What was seen of the weights when an engine got exactly them; `reader` reads their content at these addresses.
 
+    A call that uses the engine holds on to one snapshot: another thread may take another, and change the engine,
+    meanwhile.
+    """
+
+    check: Check
     objects: bytes
     pointers: list[int]
     versions: list[int]
@@ -100,6 +106,29 @@ class Snapshot:
     declared: int
     content: bytes
     reader: Reader
+
+    def begin(self) -> None:
+        """To be called before the engine is started, and `holds` afterwards."""
+        if self.check == "always":
+            self.reader.record()
+
+    def holds(self, tensors: Sequence[torch.Tensor]) -> bool:
+        """Whether the engine's answer is one for these weights: nothing points to a change since."""
+        if self.check == "frozen":
+            # Another model has tensors of its own; where it happens to get the names of one that is gone, while the
+            # memory of that one lives on, it has memory of its own.
+            return (
+                objects_of(tensors) == self.objects
+                and self.declared == STEPS.declared
+                and (not tensors or tensors[0].data_ptr() == self.pointers[0])
+            )
+        if self.check == "observed":
+            return (
+                self.steps == STEPS.count
+                and versions_of(tensors) == self.versions
+                and pointers_of(tensors) == self.pointers
+            )
+        return pointers_of(tensors) == self.pointers and self.reader.read(tensors) == self.content
 
 
 class WeightSet:
@@ -125,35 +154,11 @@ class WeightSet:
         self.references = [weakref.ref(t.untyped_storage(), self.freed) for t in tensors]
         reader = Reader(tensors)
         reader.record()
-        return Snapshot(objects_of(tensors), pointers, versions, steps, declared, reader.read(tensors), reader)
+        content = reader.read(tensors)
+        return Snapshot(self.check, objects_of(tensors), pointers, versions, steps, declared, content, reader)
 
     def freed(self, _: object) -> None:
         self.on_death()
-
-    def begin(self, begun: Snapshot) -> None:
-        """To be called before the engine is started, and `holds` afterwards."""
-        if self.check == "always":
-            begun.reader.record()
-
-    def holds(self, begun: Snapshot, tensors: Sequence[torch.Tensor]) -> bool:
-        """Whether the engine's answer is one for these weights: nothing points to a change since the snapshot that the
-        call began with. Another thread may have taken another snapshot, and changed the engine, meanwhile.
-        """
-        if self.check == "frozen":
-            # Another model has tensors of its own; where it happens to get the names of one that is gone, while the
-            # memory of that one lives on, it has memory of its own.
-            return (
-                objects_of(tensors) == begun.objects
-                and begun.declared == STEPS.declared
-                and (not tensors or tensors[0].data_ptr() == begun.pointers[0])
-            )
-        if self.check == "observed":
-            return (
-                begun.steps == STEPS.count
-                and versions_of(tensors) == begun.versions
-                and pointers_of(tensors) == begun.pointers
-            )
-        return pointers_of(tensors) == begun.pointers and begun.reader.read(tensors) == begun.content
 
     def is_content(self, tensors: Sequence[torch.Tensor], content: bytes) -> bool:
         """Whether the tensors hold, now, what `content` says."""
@@ -180,7 +185,13 @@ def objects_of(tensors: Sequence[torch.Tensor]) -> bytes:
     gone.
     """
     held = tensors if type(tensors) is tuple else tuple(tensors)
-    return ctypes.string_at(id(held) + tuple.__basicsize__, len(held) * POINTER)
+    return bytes_of_pointers(len(held)).from_address(id(held) + tuple.__basicsize__).raw
+
+
+@functools.cache
+def bytes_of_pointers(count: int) -> type[ctypes.Array[ctypes.c_char]]:
+    """The type of so many pointers in a row: to make it takes longer than to read them."""
+    return ctypes.c_char * (count * POINTER)
 
 
 def pointers_of(tensors: Sequence[torch.Tensor]) -> list[int]:

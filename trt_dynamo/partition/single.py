@@ -1,13 +1,16 @@
-"""A graph that is one segment and nothing else needs no Python of its own around it."""
+"""A compiled graph as a function, with as little Python around its segments as can be: where it is one segment and
+nothing else, none.
+"""
 
 from __future__ import annotations
 
+import functools
 import operator
 from collections.abc import Callable, Sequence
 from typing import Any
 
 from torch._functorch._aot_autograd.utils import make_boxed_func
-from torch.fx import GraphModule
+from torch.fx import Graph, GraphModule
 
 
 def boxed(module: GraphModule) -> Callable[[list[Any]], Sequence[Any]]:
@@ -17,13 +20,29 @@ def boxed(module: GraphModule) -> Callable[[list[Any]], Sequence[Any]]:
     only = only_call(module)
     respond = getattr(module.get_submodule(only), "respond", None) if only is not None else None
     if respond is None:
-        return make_boxed_func(module.forward)
-
-    def call(args: list[Any]) -> Sequence[Any]:
-        return respond(args)  # type: ignore[no-any-return]
-
+        return make_boxed_func(with_functions(module).forward)
+    call = functools.partial(respond)
     call._boxed_call = True  # type: ignore[attr-defined]
     return call
+
+
+def with_functions(module: GraphModule) -> GraphModule:
+    """The graph with each module that has a `respond` called by that: to find a submodule and to call it costs torch
+    as much as an engine costs us.
+    """
+    graph = Graph()
+    results = graph.graph_copy(module.graph, {})
+    for node in [*graph.nodes]:
+        respond = getattr(module.get_submodule(node.target), "respond", None) if node.op == "call_module" else None
+        if respond is None or node.kwargs:
+            continue
+        with graph.inserting_before(node):
+            called = graph.call_function(respond, (tuple(node.args),))
+        called.meta = node.meta
+        node.replace_all_uses_with(called)
+        graph.erase_node(node)
+    graph.output(results)
+    return GraphModule(module, graph)
 
 
 def only_call(module: GraphModule) -> str | None:

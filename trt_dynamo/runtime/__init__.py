@@ -94,6 +94,7 @@ class SegmentModule(torch.nn.Module):
         if self.sizes.note:
             log.info("%s: %s", name, self.sizes.note)
         self.check: Check = "frozen" if settings.weights == "frozen" else settings.weights_check
+        self.reads = self.check == "always"
         self.takes_inputs = takes_inputs([self.values[i] for i in positions], settings)
         self.on_cuda = any(isinstance(v, torch.Tensor) and v.is_cuda for v in self.values)
         self.lock = threading.RLock()
@@ -133,18 +134,19 @@ class SegmentModule(torch.nn.Module):
         tensors = self.weights_of(args)
         slot, reason = self.first_guess(tensors)
         attempts = 0
-        while slot is not None and slot.ready:
-            if slot.fitted is None:  # another call has found it unfit in this moment
-                reason = BEING_BUILT
+        while slot is not None:
+            fitted = slot.fitted  # at once: another call may find it unfit in this moment
+            if fitted is None:
                 break
-            engine, held = slot.fitted
-            slot.begin(held)
+            engine, held = fitted
+            if held is not None and self.reads:
+                held.begin()
             try:
                 results = engine(args)
             except OutsideProfile as error:
                 guessed = slot
                 slot, reason = self.slot_for(tensors)
-                if slot is guessed and slot.ready and self.widen(slot, engine, tensors, args, error) is None:
+                if slot is guessed and slot.fitted and self.widen(slot, engine, tensors, args, error) is None:
                     reason = "outside the profile"
                     break
                 continue
@@ -153,7 +155,7 @@ class SegmentModule(torch.nn.Module):
                 reason = "the engine failed"
                 break
             # After the engine was started, so that its own work hides the cost.
-            if slot.holds(held, tensors):
+            if held is None or held.holds(tensors):
                 if self.guard is not None and self.guard.due(engine, held):
                     instead = self.guard.instead(slot, (engine, held), args, tensors, results)
                     if instead is not None:
@@ -181,7 +183,7 @@ class SegmentModule(torch.nn.Module):
         tensors = self.weights_of(args)
         slot = self.shared if self.takes_inputs or not tensors else self.likely.get(id(tensors[0]))
         fitted = slot.fitted if slot is not None else None
-        if slot is None or fitted is None or not slot.ready:
+        if slot is None or fitted is None:
             raise NotNow(f"{self.name} has no engine for this call yet")
         if self.guard is not None and not self.guard.knows(*fitted):
             raise NotNow(f"the engine of {self.name} is not verified yet")
@@ -209,11 +211,11 @@ class SegmentModule(torch.nn.Module):
         """The slot that the call will probably need, to be confirmed when its engine has been started."""
         shared = self.shared
         if shared is not None and self.takes_inputs:
-            return (shared, BEING_BUILT) if shared.ready or shared.building else self.slot_for(tensors)
+            return (shared, BEING_BUILT) if shared.fitted or shared.building else self.slot_for(tensors)
         if self.on_cuda and self.check != "frozen" and torch._C._cuda_isCurrentStreamCapturing():
             return None, CAPTURED
         slot = self.likely.get(id(tensors[0])) if tensors else None
-        return (slot, "") if slot is not None and slot.ready else self.slot_for(tensors)
+        return (slot, BEING_BUILT) if slot is not None and slot.fitted else self.slot_for(tensors)
 
     def slot_for(self, tensors: Sequence[torch.Tensor]) -> tuple[Slot | None, str]:
         """The slot for these weights, or why there is none. Its engine, if it is ready, has exactly these."""
@@ -223,7 +225,7 @@ class SegmentModule(torch.nn.Module):
             raise self.failure
         with self.lock:
             slot, reason = self.serve(tensors, "another set of weights", self.settings.compile == "background")
-            if slot is not None and slot.engine is not None and slot.stale:
+            if slot is not None and slot.stale is not None:
                 if slot.restless:
                     slot.calm += 1
                     return None, WEIGHTS_CHANGED
@@ -268,8 +270,8 @@ class SegmentModule(torch.nn.Module):
                 slot.note_change()
                 if had and slot.engine is None:
                     self.note_change()
-            elif slot.engine is not None and not slot.stale:
-                slot.put(slot.engine)  # the same, elsewhere perhaps
+            elif slot.fitted is not None:
+                slot.put(slot.fitted[0])  # the same, elsewhere perhaps
         if slot.engine is not None or slot.building:
             return slot, BEING_BUILT
         slot.calm += 1
@@ -301,7 +303,8 @@ class SegmentModule(torch.nn.Module):
                 "%s: its engine is rebuilt after each change, since it cannot be refitted: %s", self.name, error
             )
             self.refits, self.why_no_refit = False, str(error)
-            slot.fitted, slot.calm = None, 0
+            slot.take_out()
+            slot.calm = 0
             return False
         slot.put(slot.engine)
         count("refits")
@@ -363,7 +366,7 @@ class SegmentModule(torch.nn.Module):
             built = self.build(slot, tensors, RANGE_GROWN, self.settings.rebuild == "background", str(error))
             if built is None or built.engine is None or self.settings.rebuild != "sync":
                 return None
-            return built.engine if not built.stale or self.refit(built, tensors) else None
+            return built.engine if built.stale is None or self.refit(built, tensors) else None
 
     def outdated(self, slot: Slot) -> bool:
         """Whether the slot's engine was built for narrower ranges than the segment has by now."""

@@ -31,14 +31,14 @@ Args = Sequence[Any] | Mapping[int, Any]
 class Prepared:
     """What is known of a call before it comes, from the shapes of its arguments (and the values of its sizes).
 
-    `results` are the shape and strides of each result as the caller sees it, None for one whose size the engine finds;
+    `results` have the shape and strides of each result as the caller sees it, None for one whose size the engine finds;
     the first context that is given these shapes fills them in.
     """
 
     profile: int
     shapes: dict[str, Shape]
     sizes: dict[str, torch.Tensor]  # on the host, each with its value
-    results: list[tuple[Shape, Shape] | None] | None = None
+    results: list[tuple[Port, tuple[Shape, Shape] | None]] | None = None
 
 
 def allocator(device: torch.device) -> Callable[[Shape, Shape, torch.dtype], torch.Tensor]:
@@ -112,14 +112,17 @@ class Call:
             self.runs_on.wait_event(engine.refitted)
         self.refits = engine.refits
 
-    def run(self, prepared: Prepared, args: Args) -> tuple[torch.Tensor, ...]:
-        """The results. All memory belongs to the caller's stream, which is the current one."""
+    def run(self, engine: Engine, prepared: Prepared, args: Args) -> tuple[torch.Tensor, ...]:
+        """The results. All memory belongs to the caller's stream, which is the current one.
+
+        Each step here is paid at each call: no function for what is a line, and nothing is told to TensorRT twice.
+        """
         if self.prepared is not prepared:
             self.turn_to(prepared)
-        engine = self.owner
-        held = []  # what TensorRT reads must live until the work is enqueued
         if engine.taken:
-            self.bind_weights(args)
+            self.bind_weights(engine, args)
+        addresses = self.addresses
+        held = []  # what TensorRT reads must live until the work is enqueued
         for port in engine.read if not self.copied else [*engine.read, *self.copied]:
             value = args[port.position]
             address = 0 if port.name in engine.never_in_place else value.data_ptr()
@@ -127,16 +130,36 @@ class Call:
                 value = port.dense(value, engine.device, engine.alignment)
                 held.append(value)
                 address = value.data_ptr() or engine.placeholder.data_ptr()
-            if self.addresses.get(port.name) != address:
+            if addresses.get(port.name) != address:
                 self.bind(port.name, address)
-        results = self.results(prepared)
+        results = []
+        for port, known in prepared.results or ():
+            if known is None:
+                self.find(port)
+                results.append(engine.placeholder)
+                continue
+            result = engine.allocate(*known, port.dtype)
+            address = result.data_ptr() or engine.placeholder.data_ptr()
+            if addresses.get(port.name) != address:
+                self.bind(port.name, address)
+            results.append(result)
         if self.scratch:
             scratch = engine.allocate((self.scratch,), (1,), torch.uint8)
             held.append(scratch)
             if scratch.data_ptr() != self.scratch_at:
                 self.scratch_at = scratch.data_ptr()
                 self.context.set_device_memory(self.scratch_at, self.scratch)
-        self.enqueue()
+        # TensorRT would synchronize on the default stream, so there a stream of ours takes turns with it; all memory
+        # belongs to the caller's stream, which waits for ours before it can reuse any.
+        done = self.context.execute_async_v3(self.handle)
+        if self.stream:
+            # Streams of ours live for ever; of this one nothing but the event may be left when somebody waits for it.
+            if self.after is None:
+                self.after = torch.cuda.Event()
+            self.after.record(self.runs_on)
+        if not done:
+            reasons = "; ".join(tensorrt_log.last_errors())
+            raise EngineError(f"TensorRT could not run the engine: {reasons or 'it gave no reason'}")
         return tuple(results) if not self.found else self.sized(results)
 
     def turn_to(self, prepared: Prepared) -> None:
@@ -150,7 +173,7 @@ class Call:
         for name, value in prepared.sizes.items():
             self.bind(name, value.data_ptr())
         if prepared.results is None:
-            prepared.results = [self.result_of(port) for port in self.owner.outputs]
+            prepared.results = [(port, self.result_of(port)) for port in self.owner.outputs]
         self.scratch, self.scratch_at = int(context.update_device_memory_size_for_shapes()), 0
         self.prepared = prepared
 
@@ -161,20 +184,6 @@ class Call:
             return None
         strides = dense_strides(shape)
         return tuple(shape[axis] for axis in port.inverse), tuple(strides[axis] for axis in port.inverse)
-
-    def results(self, prepared: Prepared) -> list[torch.Tensor]:
-        """Memory for the results; of one whose size the engine finds, nothing yet."""
-        assert prepared.results is not None
-        engine, results = self.owner, []
-        for port, known in zip(engine.outputs, prepared.results, strict=True):
-            if known is None:
-                self.find(port)
-                results.append(engine.placeholder)
-                continue
-            result = engine.allocate(*known, port.dtype)
-            self.bind(port.name, result.data_ptr() or engine.placeholder.data_ptr())
-            results.append(result)
-        return results
 
     def sized(self, results: Sequence[torch.Tensor]) -> tuple[torch.Tensor, ...]:
         """The results, now that the engine has found the size of some."""
@@ -195,12 +204,11 @@ class Call:
                 raise EngineError(f"TensorRT refused the output allocator of {port.name}")
         result.start(self.runs_on if self.stream == 0 else None)
 
-    def bind_weights(self, args: Args) -> None:
+    def bind_weights(self, engine: Engine, args: Args) -> None:
         """Gives the context the weights that are inputs, if they lie elsewhere than at the last call: a model has
         hundreds of them. One that cannot be read where it lies is copied at each call.
         """
-        engine = self.owner
-        lie = [args[port.position].data_ptr() for port in engine.taken]
+        lie = [args[position].data_ptr() for position in engine.taken_at]
         if lie == self.weights:
             return
         self.weights, self.copied = None, []
@@ -217,17 +225,3 @@ class Call:
         if not self.context.set_tensor_address(name, address):
             raise EngineError(f"TensorRT refused the address of {name}")
         self.addresses[name] = address
-
-    def enqueue(self) -> None:
-        """Starts the engine. TensorRT would synchronize on the default stream, so there a stream of ours takes turns
-        with it; all memory belongs to the caller's stream, which waits for ours before it can reuse any.
-        """
-        done = self.context.execute_async_v3(self.handle)
-        if self.stream:
-            # Streams of ours live for ever; of this one nothing but the event may be left when somebody waits for it.
-            if self.after is None:
-                self.after = torch.cuda.Event()
-            self.after.record(self.runs_on)
-        if not done:
-            reasons = "; ".join(tensorrt_log.last_errors())
-            raise EngineError(f"TensorRT could not run the engine: {reasons or 'it gave no reason'}")

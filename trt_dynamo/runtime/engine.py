@@ -56,6 +56,7 @@ class Engine:
         names = {raw.get_tensor_name(i) for i in range(raw.num_io_tensors)}
         self.inputs = [port for port in map(Port.read, manifest["inputs"]) if port.name in names]
         self.taken: list[Port] = []  # inputs that are weights,
+        self.taken_at: list[int] = []
         self.read = [port for port in self.inputs if not port.size]  # and all others that it reads on its device
         self.sizes = [port for port in self.inputs if port.size]
         self.sized = [port.position for port in self.sizes]
@@ -71,6 +72,7 @@ class Engine:
         self.variable = [
             p.position for p in self.read if any(self.profiles[0][p.name][0] != s[p.name][1] for s in self.profiles)
         ]
+        self.rigid = not self.variable and not self.sized
         self.prepared: dict[Any, Prepared] = {}  # by the shapes that may vary, and the sizes
         self.alignment = CUDA_ALIGNMENT if device.type == "cuda" else CPU_ALIGNMENT
         self.misaligned = self.alignment - 1  # the bits of an address that must not be set
@@ -85,6 +87,7 @@ class Engine:
         self.placeholder = torch.zeros(CUDA_ALIGNMENT, dtype=torch.uint8, device=device)
         self.on_cuda = device.type == "cuda"
         self.index: int = torch.empty(0, device=device).get_device()  # -1 on the CPU
+        self.among_others = self.on_cuda and torch.cuda.device_count() > 1
         self.allocate = allocator(device)
         self.weights = [Weight.read(entry) for entry in manifest.get("weights", [])]
         self.refitter_factory = refitter_factory  # None: TensorRT's own
@@ -112,7 +115,7 @@ class Engine:
         # torch's own ways to ask for these make objects, which costs more than the rest of this function.
         if not self.on_cuda:
             return self.admitted(0, args) if self.weights else self.on_stream(0, args)
-        if torch._C._cuda_getDevice() != self.index:
+        if self.among_others and torch._C._cuda_getDevice() != self.index:
             with torch.cuda.device(self.index):
                 return self(args)
         stream = torch._C._cuda_getCurrentRawStream(self.index)
@@ -129,7 +132,7 @@ class Engine:
             self.gate.leave()
 
     def on_stream(self, stream: int, args: Args) -> tuple[torch.Tensor, ...]:
-        key = tuple([args[i].shape for i in self.variable] + [args[i] for i in self.sized])
+        key = () if self.rigid else tuple([args[i].shape for i in self.variable] + [args[i] for i in self.sized])
         prepared = self.prepared.get(key) or self.prepare(key, args)
         if CAPTURE.calls is not None:
             return self.for_graph(prepared, args, stream)
@@ -143,7 +146,7 @@ class Engine:
         try:
             if call.refits != self.refits:
                 call.follow_refit()
-            return call.run(prepared, args)
+            return call.run(self, prepared, args)
         finally:
             self.contexts.give_back(call)
 
@@ -184,6 +187,7 @@ class Engine:
     def take_weights(self, positions: Collection[int]) -> None:
         """Says which arguments are weights, which lie where they lay at the last call unless their address says not."""
         self.taken = [port for port in self.read if port.position in positions]
+        self.taken_at = [port.position for port in self.taken]
         self.read = [port for port in self.read if port.position not in positions]
 
     # -- contexts -----------------------------------------------------------------------------------------------------
@@ -253,11 +257,11 @@ class Engine:
             if call.engine() is not self:
                 raise NotNow("another engine has come into its place")
             call.serve(stream)
-            return call.run(prepared, args)
+            return call.run(self, prepared, args)
         call = self.contexts.withdraw(stream, prepared.profile) or self.make_call(stream, prepared.profile)
         CAPTURE.take(call)
         self.turn(call, stream, prepared.profile)
-        results = call.run(prepared, args)
+        results = call.run(self, prepared, args)
         if call.found:
             raise EngineError("the size of a result is known only when the engine has run")
         capturable = getattr(call.context, "is_stream_capturable", None)
@@ -273,7 +277,7 @@ class Engine:
         call = self.contexts.withdraw(stream, prepared.profile) or self.make_call(stream, prepared.profile)
         call.serve(stream)
         CAPTURED.append((self, call))
-        return call.run(prepared, args)
+        return call.run(self, prepared, args)
 
     # -- weights that change ------------------------------------------------------------------------------------------
 

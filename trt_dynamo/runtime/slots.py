@@ -28,11 +28,13 @@ class Slot:
     """The place of one engine. `weights` are those baked into it, None where it takes them as inputs, or has none.
 
     `fitted` is the engine and what was seen of the weights that it has, in one piece: a call that is about to use the
-    engine must not take a newer look at the weights for the engine's own. None instead of the look: it has others.
+    engine must not take a newer look at the weights for the engine's own. `stale` is an engine that has other weights:
+    it must be refitted before it is used. At most one of the two is there.
     """
 
     weights: WeightSet | None
     fitted: tuple[Engine, Snapshot | None] | None = None
+    stale: Engine | None = None
     calm: int = 0  # calls since the weights last changed
     building: bool = False
     served: int = 0  # calls that the engine answered since it was refitted
@@ -41,16 +43,7 @@ class Slot:
 
     @property
     def engine(self) -> Engine | None:
-        return self.fitted[0] if self.fitted is not None else None
-
-    @property
-    def stale(self) -> bool:
-        """Whether the engine has other weights: it must be refitted before it is used."""
-        return self.fitted is not None and self.weights is not None and self.fitted[1] is None
-
-    @property
-    def ready(self) -> bool:
-        return self.fitted is not None and not self.stale
+        return self.fitted[0] if self.fitted is not None else self.stale
 
     @property
     def restless(self) -> bool:
@@ -61,28 +54,30 @@ class Slot:
 
     def put(self, engine: Engine, *, stale: bool = False) -> None:
         """Puts in an engine that has the weights of the set's last snapshot, or others."""
-        if self.refused is None:
-            self.fitted = (engine, None if stale or self.weights is None else self.weights.snapshot)
+        if self.refused is not None:
+            return
+        if stale and self.weights is not None:
+            self.fitted, self.stale = None, engine
+        else:
+            self.fitted, self.stale = (engine, self.weights.snapshot if self.weights is not None else None), None
+
+    def take_out(self) -> None:
+        """There is no engine now."""
+        self.fitted = self.stale = None
 
     def refuse(self, why: str) -> None:
         """Takes the engine out; no other comes in."""
-        self.refused, self.fitted = why, None
+        self.refused = why
+        self.take_out()
 
     def note_change(self) -> None:
         """The weights are others now. An engine that can follow becomes stale, another one is let go."""
         self.wasted = self.wasted + 1 if self.served < 2 else 0
         self.calm = self.served = 0
         engine = self.engine
-        self.fitted = (engine, None) if engine is not None and engine.refittable else None
-
-    def begin(self, held: Snapshot | None) -> None:
-        """To be called before the engine is started, for `holds` afterwards."""
-        if held is not None and self.weights is not None:
-            self.weights.begin(held)
-
-    def holds(self, held: Snapshot | None, tensors: Sequence[torch.Tensor]) -> bool:
-        """Whether an answer of an engine that has these weights is one for the tensors."""
-        return self.weights is None or (held is not None and self.weights.holds(held, tensors))
+        self.take_out()
+        if engine is not None and engine.refittable:
+            self.stale = engine
 
 
 def takes_inputs(weights: Sequence[Any], settings: Settings) -> bool:

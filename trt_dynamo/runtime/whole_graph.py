@@ -52,12 +52,13 @@ class Use:
         fitted = self.slot.fitted
         if fitted is None or fitted[0] is not self.engine or fitted[1] is not self.held:
             return False
-        self.slot.begin(self.held)
+        if self.held is not None:
+            self.held.begin()
         return True
 
     def holds(self, args: Sequence[Any]) -> bool:
         """After it: whether they are those of the call."""
-        return self.slot.holds(self.held, tuple([args[i] for i in self.positions]))
+        return self.held is None or self.held.holds(tuple([args[i] for i in self.positions]))
 
 
 class WholeGraph:
