@@ -144,8 +144,12 @@ METHODS = ("minmax", "smooth")
 
 WRONG: list[tuple[dict[str, Any], str]] = [
     ({"dtype": "int4"}, "int8, fp8, int8wo, int4wo"),
-    ({"method": "best"}, "minmax, smooth, entropy, percentile"),
+    ({"method": "best"}, "smooth, minmax, entropy, percentile"),
     ({"dtype": "fp8", "method": "entropy"}, "evenly spaced"),
+    ({"tool": "brevitas"}, "torchao, modelopt"),
+    ({"dtype": "int8wo", "method": "minmax"}, "looks at no batch"),
+    ({"group": 16}, "int8wo and int4wo"),
+    ({"loader": None}, "give a loader"),
     ({"percentile": 0}, "between 0 and 100"),
     ({"strength": 2}, "between 0 and 1"),
     ({"loader": []}, "no batch"),
@@ -166,6 +170,12 @@ def test_without_torchao(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "torchao.quantization.pt2e.quantize_pt2e", None)
     with pytest.raises(ImportError, match=r"trt-dynamo\[quantize\]"):
         trt_dynamo.quantize(net(), images(2))
+
+
+def test_without_modelopt(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "modelopt.torch.quantization", None)
+    with pytest.raises(ImportError, match=r"pip install 'trt-dynamo\[modelopt\]'"):
+        trt_dynamo.quantize(net(), images(2), tool="modelopt")
 
 
 # -- quantized outside ------------------------------------------------------------------------------------------------

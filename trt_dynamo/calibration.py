@@ -26,6 +26,9 @@ from trt_dynamo.settings import Settings
 
 log = logging.getLogger(__name__)
 
+# A segment, what its calls record, and its weights by placeholder.
+Recorded = tuple[Segment, Recording, Mapping[str, torch.Tensor]]
+
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Calibration:
@@ -70,7 +73,20 @@ def calibrate(
     """
     settings = dataclasses.replace(Settings.from_env().merge(options), precision="auto")
     tensorrt_module.load()
-    recordings: list[tuple[Segment, Recording, Mapping[str, torch.Tensor]]] = []
+    recordings: list[Recorded] = []
+    recorded = torch.compile(original(model), backend=recording_backend(recordings, settings), dynamic=dynamic)
+    batches = 0
+    with torch.no_grad():
+        for batch in loader:
+            (run or call)(recorded, batch)
+            batches += 1
+    if batches == 0:
+        raise ValueError("the loader gave no batch: an iterator can be used only once")
+    return Calibration(batches, tuple(described(*each, settings) for each in enumerate(recordings)))
+
+
+def recording_backend(recordings: list[Recorded], settings: Settings) -> Callable[..., Any]:
+    """A backend of torch.compile that runs in eager what would go into engines, and adds a recording for each."""
 
     def record(lowered: Lowered) -> Callable[..., Any]:
         with unset_fake_temporarily(), torch.no_grad():
@@ -92,20 +108,14 @@ def calibrate(
             log.warning("the values of a graph are not recorded: %s: %s", type(error).__name__, error)
             return module.forward
 
-    recorded = torch.compile(original(model), backend=backend, dynamic=dynamic)
-    batches = 0
-    with torch.no_grad():
-        for batch in loader:
-            (run or call)(recorded, batch)
-            batches += 1
-    if batches == 0:
-        raise ValueError("the loader gave no batch: an iterator can be used only once")
-    told = []
-    for number, (segment, recording, weights) in enumerate(recordings):
-        precision = Precision(segment.module, segment.weights, settings, recording.finish())
-        chosen = precision.graph(list(weights.values()))
-        told.append(SegmentPrecision(f"segment {number}", settings.precision, chosen))
-    return Calibration(batches, tuple(told))
+    return backend
+
+
+def described(number: int, recorded: Recorded, settings: Settings) -> SegmentPrecision:
+    """What the engine of a recorded segment will compute in."""
+    segment, recording, weights = recorded
+    precision = Precision(segment.module, segment.weights, settings, recording.finish())
+    return SegmentPrecision(f"segment {number}", settings.precision, precision.graph(list(weights.values())))
 
 
 def call(model: Callable[..., Any], batch: Any) -> Any:

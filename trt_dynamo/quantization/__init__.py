@@ -6,7 +6,7 @@ Comes in: a model in floats, or one that was trained with fake quantization. Goe
 
 from __future__ import annotations
 
-from trt_dynamo.quantization.calibrated import quantize
 from trt_dynamo.quantization.fake_quantizers import freeze_fake_quantize
+from trt_dynamo.quantization.front import quantize
 
 __all__ = ["freeze_fake_quantize", "quantize"]

@@ -1,4 +1,4 @@
-"""`quantize`: a model in floats and batches become a model with quantize and dequantize nodes, by torchao's PT2E.
+"""A model in floats and batches become a model with quantize and dequantize nodes, by torchao's PT2E.
 
 torchao is loaded at the first call; nothing else needs it.
 """
@@ -17,15 +17,13 @@ import torch.utils._pytree as pytree
 from torch import Tensor, nn
 from torch.fx import GraphModule, Node
 
+from trt_dynamo.quantization.asked import Asked, with_first
 from trt_dynamo.quantization.observers import CODES, observer
 from trt_dynamo.quantization.smoothing import smooth
-from trt_dynamo.quantization.weight_only import WEIGHT_ONLY, quantize_weights
 
 log = logging.getLogger(__name__)
 
 aten = torch.ops.aten
-
-METHODS = ("minmax", "smooth", "entropy", "percentile")
 
 # The ops whose input and weight are quantized, with the axis of the weight that has a scale for each index.
 WEIGHTED = {
@@ -39,87 +37,25 @@ WEIGHTED = {
 }
 
 
-def quantize(
-    model: nn.Module,
-    loader: Iterable[Any] | None = None,
-    dtype: str = "int8",
-    *,
-    method: str | None = None,
-    percentile: float = 99.99,
-    strength: float = 0.8,
-    group: int | None = None,
-    keep: Sequence[str] = (),
-    run: Callable[[Any, Any], Any] | None = None,
-    dynamic: bool = True,
-) -> nn.Module:
-    """A quantized copy of the model, for `torch.compile(..., backend="tensorrt")`: linear layers and convolutions
-    read inputs and weights as INT8 or FP8 codes, with one scale per input and one per output channel of a weight;
-    embeddings read their weights as codes of the same type, with one scale per row.
-
-    The model is exported as it is called with the first batch, and calibrated with all. With "int8wo" and "int4wo" only
-    weights become codes, the model stays the module that it was, and there is nothing to calibrate.
-
-    Args:
-        model: in floats, in the device and state in which it will be used; it is exported in `eval()`.
-        loader: batches, such as a DataLoader's. A mapping is given to the model as keyword arguments, a tuple or list
-            as positional ones, anything else as the one argument. A hundred or so are enough.
-        dtype: "int8", or "fp8" (float8_e4m3fn, for compute capability 8.9 and later). Weights alone: "int8wo", or
-            "int4wo" (of linear layers; those of embeddings become int8).
-        method: what an input's scale is made of. "minmax": its largest magnitude, the default for fp8. "smooth", that
-            for int8: the same, after the range of channels that reach far went from the inputs of linear layers into
-            their weights, as in SmoothQuant. "entropy": the limit that TensorRT's entropy calibrator would choose
-            (int8). "percentile": the magnitude below which `percentile` percent lie. Weights always have their largest.
-        percentile, strength: of the methods "percentile" and "smooth"; a strength of 1 moves all into the weights.
-        group: of "int8wo" and "int4wo": how many weights of a row share a scale, by default all of them, and 32.
-        keep: patterns (`*` and `?`) over the names of modules; what matches, and all that is in it, stays in floats.
-        run: calls the model with a batch where that is not enough: `lambda model, batch: model(batch[0])`.
-        dynamic: keeps the sizes of inputs open, as far as the model lets them be.
+def calibrated(model: nn.Module, loader: Iterable[Any], asked: Asked) -> nn.Module:
+    """The model as torchao's PT2E quantizes it, for "int8" and "fp8".
 
     Raises:
         ImportError: torchao is not installed.
-        ValueError: a value of an argument is unknown, there was no batch, or a value of the model is not finite.
+        ValueError: there was no batch, or a value of the model is not finite.
     """
-    if method is not None and dtype in WEIGHT_ONLY:
-        raise ValueError(f"method {method!r}: {dtype} looks at no batch")
-    method = method or ("smooth" if dtype == "int8" else "minmax")
-    check_arguments(dtype, method, percentile, strength, group)
-    if dtype in WEIGHT_ONLY:
-        torchao("torchao.quantization")
-        return quantize_weights(model, dtype, group, tuple(keep))
-    if loader is None:
-        raise ValueError(f"{dtype} is calibrated with batches: give a loader")
     pt2e = torchao("torchao.quantization.pt2e.quantize_pt2e")
-    batches = iter(loader)
-    try:
-        first = next(batches)
-    except StopIteration:
-        raise ValueError("the loader gave no batch: an iterator can be used only once") from None
-    call = run or called
+    first, batches = with_first(loader)
     with torch.no_grad():
-        exported = export(model, first, call, dynamic=dynamic)
-        prepared = pt2e.prepare_pt2e(exported, quantizer(dtype, method, percentile, tuple(keep)))
-        for batch in chain_first(first, batches):
-            call(prepared, batch)
-        if method == "smooth":
-            smooth(prepared, strength)
-        converted: nn.Module = pt2e.convert_pt2e(prepared, fold_quantize=dtype == "int8")
+        exported = export(model, first, asked.call, dynamic=asked.dynamic)
+        prepared = pt2e.prepare_pt2e(exported, quantizer(asked.dtype, asked.method, asked.percentile, asked.keep))
+        for batch in batches:
+            asked.call(prepared, batch)
+        if asked.method == "smooth":
+            smooth(prepared, asked.strength)
+        converted: nn.Module = pt2e.convert_pt2e(prepared, fold_quantize=asked.dtype == "int8")
     torchao("torchao.quantization.pt2e").allow_exported_model_train_eval(converted)
     return converted
-
-
-def check_arguments(dtype: str, method: str, percentile: float, strength: float, group: int | None) -> None:
-    if dtype not in CODES and dtype not in WEIGHT_ONLY:
-        raise ValueError(f"dtype {dtype!r}: it is one of {', '.join((*CODES, *WEIGHT_ONLY))}")
-    if group is not None and (dtype not in WEIGHT_ONLY or group < 1):
-        raise ValueError(f"group {group}: it is a number of weights, of {' and '.join(WEIGHT_ONLY)}")
-    if method not in METHODS:
-        raise ValueError(f"method {method!r}: it is one of {', '.join(METHODS)}")
-    if method == "entropy" and dtype != "int8":
-        raise ValueError("method 'entropy' compares with the evenly spaced codes of int8; for fp8 take another")
-    if not 0 < percentile <= 100:
-        raise ValueError(f"percentile {percentile}: it lies between 0 and 100")
-    if not 0 <= strength <= 1:
-        raise ValueError(f"strength {strength}: it lies between 0 and 1")
 
 
 def torchao(name: str) -> Any:
@@ -127,23 +63,6 @@ def torchao(name: str) -> Any:
         return importlib.import_module(name)
     except ImportError as error:
         raise ImportError(f"trt_dynamo.quantize needs torchao: pip install 'trt-dynamo[quantize]' ({error})") from error
-
-
-def chain_first(first: Any, rest: Iterator[Any]) -> Iterator[Any]:
-    yield first
-    yield from rest
-
-
-def arguments(batch: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    """How a batch is given to a model."""
-    if isinstance(batch, Mapping):
-        return (), dict(batch)
-    return (tuple(batch), {}) if isinstance(batch, tuple | list) else ((batch,), {})
-
-
-def called(model: Any, batch: Any) -> Any:
-    args, kwargs = arguments(batch)
-    return model(*args, **kwargs)
 
 
 # -- export -----------------------------------------------------------------------------------------------------------

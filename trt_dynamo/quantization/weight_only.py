@@ -15,7 +15,7 @@ import torch
 from torch import nn
 
 # The types, with the number of weights of a row that share a scale; None: the whole row.
-WEIGHT_ONLY: Mapping[str, int | None] = {"int8wo": None, "int4wo": 32}
+GROUPS: Mapping[str, int | None] = {"int8wo": None, "int4wo": 32}
 
 
 def quantize_weights(model: nn.Module, dtype: str, group: int | None = None, keep: Sequence[str] = ()) -> nn.Module:
@@ -23,11 +23,11 @@ def quantize_weights(model: nn.Module, dtype: str, group: int | None = None, kee
     per row); for inference.
 
     Args:
-        dtype: of `WEIGHT_ONLY`.
+        dtype: of `GROUPS`.
         group: how many weights of a row share a scale; rows that it does not divide have one scale.
         keep: patterns over the names of modules that stay as they are.
     """
-    group = WEIGHT_ONLY[dtype] if group is None else group
+    group = GROUPS[dtype] if group is None else group
     result = copy.deepcopy(model).eval().requires_grad_(False)
     with_linear_layers(result)
     for name, module in list(result.named_modules()):
