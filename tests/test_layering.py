@@ -44,7 +44,9 @@ ALLOWED: dict[str, set[str]] = {
     "shutdown": set(),
     "progress": BASE | {"shutdown"},
     "graph_breaks": {"settings"},
-    "fingerprints": {"errors"},
+    # threads of a moment
+    "side_threads": set(),
+    "fingerprints": {"errors", "side_threads"},
     "weights": BASE | {"fingerprints"},
     "fallback": BASE | {"aten_converters", "partition", "profiles", "reports", "runtime"},
     "training": BASE | {"fallback"},
@@ -67,10 +69,12 @@ ALLOWED: dict[str, set[str]] = {
     "sparsity": {"aten_converters"},
     "tf32": set(),
     # what makes an engine this one
-    "identity": BASE | {"aten_converters", "cache", "origins", "partition", "precision", "profiles"},
+    "identity": BASE | {"aten_converters", "cache", "origins", "partition", "precision", "profiles", "weights"},
+    # the content of weights, read for a set and a key that are made later
+    "early_look": {"cache", "errors", "fingerprints", "runtime", "settings", "side_threads", "weights"},
     # why the cache lacks an engine
     "origins": {"cache", "settings"},
-    "cache": BASE | {"profiles"},
+    "cache": BASE | {"profiles", "side_threads"},
     # it takes a ConvertedNetwork
     "build": BASE | {"processes", "profiles", "progress", "shutdown", "aten_converters"},
     # what an export takes for granted of its inputs

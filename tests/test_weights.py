@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import gc
 import weakref
+from collections.abc import Sequence
 from typing import Any
 
 import pytest
@@ -15,7 +16,7 @@ from tests.compiled import assert_same, compiled
 from tests.test_weight_changes import Block
 from trt_dynamo import backend, identity
 from trt_dynamo.aten_converters import convert
-from trt_dynamo.cache import digest
+from trt_dynamo.cache import digests
 from trt_dynamo.errors import BuildError, EngineError, Unsupported
 from trt_dynamo.reports import report
 from trt_dynamo.runtime import Engine, slots, wait_for_builds
@@ -275,14 +276,14 @@ def test_weights_that_are_written_during_a_build(monkeypatch: pytest.MonkeyPatch
             model.linear.weight.data.mul_(3)
         return convert(*args, **keywords)
 
-    def digest_and_write(tensor: torch.Tensor) -> str:
-        found = digest(tensor)
+    def digest_and_write(tensors: Sequence[torch.Tensor]) -> list[str]:
+        found = digests(tensors)
         if writing:
             model.linear.weight.data.add_(1)
         return found
 
     monkeypatch.setattr(backend, "convert", write_and_convert)
-    monkeypatch.setattr(identity, "digest", digest_and_write)
+    monkeypatch.setattr(identity, "digests", digest_and_write)
     fast = compiled(model, rebuild_after=0)
     x = torch.randn(3, 6)
     with torch.no_grad():

@@ -23,6 +23,7 @@ from trt_dynamo.aten_converters import ConvertedNetwork, convert
 from trt_dynamo.bisection import Bisection
 from trt_dynamo.build import Profile, build, profile_of
 from trt_dynamo.cache import Plan, get_or_build
+from trt_dynamo.early_look import early_look
 from trt_dynamo.errors import SettingsError, TrtDynamoError, WeightsMoved
 from trt_dynamo.fallback import NothingForTensorRT, compile_eager_parts, compile_graph
 from trt_dynamo.graph_breaks import warn_if_recurrent_skipped
@@ -78,7 +79,8 @@ def tensorrt(module: GraphModule, inputs: Sequence[Any], **keywords: Any) -> Cal
         if reason is not None:
             return left_over(module, inputs, settings)
         use_known_ranges(module, inputs, settings)
-        return lower(module, inputs, functools.partial(compile_lowered, settings=settings), settings)
+        with early_look(module, inputs, settings):
+            return lower(module, inputs, functools.partial(compile_lowered, settings=settings), settings)
     except (RestartAnalysis, SkipFrame):  # Dynamo's own way of asking for another go
         raise
     except NothingForTensorRT as error:
@@ -252,7 +254,9 @@ def make_engine(
     plan, hit = get_or_build(identity.key, build_plan, settings, identity.others if loading() else tuple)
     spend("load_seconds" if hit else "build_seconds", time.perf_counter() - started)
     count("cache_hits" if hit else "cache_misses")
-    if not refit and not unchanged():
+    # Of what came from the cache nothing was stored, and calls that read the weights see a change since the key.
+    seen_at_calls = settings.weights != "frozen" and settings.weights_check == "always"
+    if not refit and not (hit and seen_at_calls) and not unchanged():
         raise WeightsMoved(f"the weights of {segment.name} changed while its engine was built")
     engine: Engine
     if (stored := unloaded(identity.key, len(plan.data), hit)) is not None:

@@ -18,12 +18,13 @@ import torch
 from trt_dynamo import trt as tensorrt_module
 from trt_dynamo.aten_converters import ConvertedNetwork, weights_manifest
 from trt_dynamo.aten_converters.registry import lookup
-from trt_dynamo.cache import digest, segment_key
+from trt_dynamo.cache import digests, segment_key
 from trt_dynamo.origins import Origin
 from trt_dynamo.partition import Segment
 from trt_dynamo.precision import Chosen, Precision
 from trt_dynamo.profiles import Ranges
 from trt_dynamo.settings import Settings
+from trt_dynamo.weights import EARLY
 
 
 @dataclasses.dataclass(frozen=True)
@@ -59,11 +60,11 @@ def identity_of(
         Unsupported: something in the graph has no content that a key could hold.
     """
     given = dict(zip(segment.weights, weights, strict=True)) if weights is not None else {}
-    digests = {name: digest(tensor) for name, tensor in given.items()} if not refit else {}
+    contents = {} if refit else dict(zip(given, digests_of([*given.values()]), strict=True))
     chosen = precision.graph(weights)
     key_of = functools.partial(segment_key, ranges=ranges, hot=hot)
     shaped_by: dict[str, Any] = {
-        "weights": dict.fromkeys(given, "refit") if refit else digests,
+        "weights": dict.fromkeys(given, "refit") if refit else contents,
         "settings": settings,
         "platform": platform_of(device, settings, tf32),
         "converters": converters_version(segment),
@@ -79,7 +80,14 @@ def identity_of(
             return []
         return [key_of(chosen.module, **{**shaped_by, "settings": dataclasses.replace(settings, targets=(mine,))})]
 
-    return Identity(key, digests, chosen, origin, others)
+    return Identity(key, contents, chosen, origin, others)
+
+
+def digests_of(weights: Sequence[torch.Tensor]) -> list[str]:
+    """The SHA-256 of each, perhaps from a look that began in this compilation."""
+    early = EARLY.get()
+    known = early.digests(weights) if early is not None else None
+    return digests(weights) if known is None else known
 
 
 def manifest_of(network: ConvertedNetwork) -> dict[str, Any]:

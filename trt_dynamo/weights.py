@@ -8,13 +8,14 @@ way of looking sees, and what it costs.
 
 from __future__ import annotations
 
+import contextvars
 import ctypes
 import dataclasses
 import functools
 import threading
 import weakref
 from collections.abc import Callable, Sequence
-from typing import Any, Literal
+from typing import Any, Literal, Protocol
 
 import torch
 from torch.optim.optimizer import register_optimizer_step_post_hook
@@ -78,6 +79,14 @@ class Reader:
         for _, part in self.parts:
             part.record()
 
+    def read_by_several(self, tensors: Sequence[torch.Tensor]) -> bytes:
+        """`read` when it happens once, and not at each call: on the CPU by several threads."""
+        if len(self.parts) != 1:
+            return self.read(tensors)
+        part = self.parts[0][1]
+        part.start(tensors)
+        return part.read_by_several(tensors)
+
     def read(self, tensors: Sequence[torch.Tensor]) -> bytes:
         """The content, as bytes that are equal where it is."""
         if len(self.parts) == 1:
@@ -131,6 +140,16 @@ class Snapshot:
         return pointers_of(tensors) == self.pointers and self.reader.read(tensors) == self.content
 
 
+class Early(Protocol):
+    """What was seen of weights before a set was made of them: `trt_dynamo.early_look.EarlyLook`."""
+
+    def seen(self, tensors: Sequence[torch.Tensor]) -> tuple[int, int, list[int], bytes] | None: ...
+    def digests(self, tensors: Sequence[torch.Tensor]) -> list[str] | None: ...
+
+
+EARLY: contextvars.ContextVar[Early | None] = contextvars.ContextVar("an early look at weights", default=None)
+
+
 class WeightSet:
     """The tensors that engines were built from; when the memory of one is freed, the set says so to `on_death`.
 
@@ -148,13 +167,20 @@ class WeightSet:
         self.snapshot = self.take(tensors)
 
     def take(self, tensors: Sequence[torch.Tensor]) -> Snapshot:
-        """What there is to see now. The content is read last: a write meanwhile shows as a doubt later on."""
+        """What there is to see now, or was when a look began in this compilation. The content is read last: a write
+        meanwhile shows as a doubt later on.
+        """
+        early = EARLY.get()
+        earlier = early.seen(tensors) if early is not None else None
         steps, declared = STEPS.count, STEPS.declared
         pointers, versions = pointers_of(tensors), versions_of(tensors)
         self.references = [weakref.ref(t.untyped_storage(), self.freed) for t in tensors]
         reader = Reader(tensors)
-        reader.record()
-        content = reader.read(tensors)
+        if earlier is not None:
+            steps, declared, versions, content = earlier
+        else:
+            reader.record()
+            content = reader.read_by_several(tensors)
         return Snapshot(self.check, objects_of(tensors), pointers, versions, steps, declared, content, reader)
 
     def freed(self, _: object) -> None:
@@ -164,7 +190,7 @@ class WeightSet:
         """Whether the tensors hold, now, what `content` says."""
         reader = Reader(tensors)
         reader.record()
-        return reader.read(tensors) == content
+        return reader.read_by_several(tensors) == content
 
     def changed(self, tensors: Sequence[torch.Tensor]) -> bool:
         """Whether the content is another than at the last snapshot; takes a new one."""

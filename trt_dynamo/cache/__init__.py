@@ -19,7 +19,7 @@ from trt_dynamo.cache.artifacts import register_cache_artifacts
 from trt_dynamo.cache.carried import CARRIED
 from trt_dynamo.cache.entry import Plan, Record, recorded
 from trt_dynamo.cache.inventory import Entry
-from trt_dynamo.cache.key import digest, segment_key
+from trt_dynamo.cache.key import digest, digests, segment_key
 from trt_dynamo.cache.remote import Remote, open_remote, without_password
 from trt_dynamo.cache.signing import Signing, signing_of
 from trt_dynamo.cache.store import Store
@@ -30,6 +30,7 @@ __all__ = [
     "Plan",
     "Store",
     "digest",
+    "digests",
     "get_or_build",
     "open_store",
     "register_cache_artifacts",

@@ -4,16 +4,25 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import functools
+import hashlib
+import io
 import os
 import shutil
 import stat
+from collections.abc import Iterator
 from pathlib import Path
+
+from trt_dynamo.side_threads import Behind
 
 # What file systems that cannot sync a folder say.
 UNSYNCABLE = (errno.EINVAL, errno.EBADF, errno.ENOTSUP)
 
 # These say nothing of the file: this process has too much open, or the file was replaced on a disk behind a network.
 PASSING = (errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ESTALE, errno.EINTR)
+
+# Bytes that are read while those before are hashed.
+READ_AT_ONCE = 2**21
 
 
 class Damaged(Exception):
@@ -40,6 +49,32 @@ def read_file(path: Path, expected: int | None = None) -> bytes:
         Damaged: it is missing, no plain file, not ours, of another size, or cannot be read.
         OSError: it may be whole, and cannot be read now.
     """
+    with opened(path, expected) as file:
+        return file.read()
+
+
+def read_hashed(path: Path, expected: int) -> tuple[bytes, str]:
+    """What `read_file` gives, and its SHA-256 in hexadecimal, computed behind the reading.
+
+    Raises:
+        Damaged, OSError: as `read_file`.
+    """
+    sha = hashlib.sha256()
+    with opened(path, expected) as file:
+        content = io.BytesIO(bytes(expected))
+        with content.getbuffer() as buffer, Behind(expected) as behind:
+            done = 0
+            while done < expected and (count := file.readinto(buffer[done : done + READ_AT_ONCE])):
+                behind.run(functools.partial(sha.update, buffer[done : done + count]))
+                done += count
+    if done < expected:
+        raise Damaged(f"{path.name} has {done} bytes, not {expected}")
+    return content.getvalue(), sha.hexdigest()
+
+
+@contextlib.contextmanager
+def opened(path: Path, expected: int | None = None) -> Iterator[io.BufferedReader]:
+    """The file, open for reading, with the errors of `read_file` for it and for what is read inside."""
     # Neither follow a link out of the cache nor wait for the other end of a pipe.
     flags = os.O_RDONLY | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)
     try:
@@ -51,7 +86,7 @@ def read_file(path: Path, expected: int | None = None) -> bytes:
                 raise Damaged(f"{path.name} {reason}")
             if expected is not None and status.st_size != expected:
                 raise Damaged(f"{path.name} has {status.st_size} bytes, not {expected}")
-            return file.read()
+            yield file
     except OSError as error:
         if error.errno in PASSING:
             raise

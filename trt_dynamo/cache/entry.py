@@ -18,7 +18,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from trt_dynamo.cache.disk import Damaged, read_file, sync_folder, write_file
+from trt_dynamo.cache.disk import Damaged, read_file, read_hashed, sync_folder, write_file
 from trt_dynamo.cache.signing import Signing
 
 # Raise it when the layout on disk changes. It is part of every key, so entries of two formats never meet in one place.
@@ -28,6 +28,7 @@ HEADER = "entry.json"
 SIGNATURE = "signature"
 SIGNATURE_BYTES = 64
 UNSIGNED = Signing()
+OTHER_PLAN = "the plan's checksum differs"
 
 # What a header of this format has, and of which type.
 FIELDS = {"key": str, "created": int, "versions": dict, "plan": dict, "manifest": dict}
@@ -129,8 +130,9 @@ def read(folder: Path, key: str, signing: Signing = UNSIGNED) -> Record:
     body = read_header(folder, key)
     signature = read_signature(folder)
     signing.check(sealed(body), signature)
-    data = read_file(folder / PLAN, body["plan"]["bytes"])
-    check_plan(body, data)
+    data, sha256 = read_hashed(folder / PLAN, body["plan"]["bytes"])
+    if sha256 != body["plan"]["sha256"]:
+        raise Damaged(OTHER_PLAN)
     return Record(body, data, signature)
 
 
@@ -194,7 +196,7 @@ def check_plan(body: dict[str, Any], data: bytes) -> None:
         Damaged: these bytes are not the plan of this header.
     """
     if len(data) != body["plan"]["bytes"] or hashlib.sha256(data).hexdigest() != body["plan"]["sha256"]:
-        raise Damaged("the plan's checksum differs")
+        raise Damaged(OTHER_PLAN)
 
 
 def sealed(body: dict[str, Any]) -> bytes:

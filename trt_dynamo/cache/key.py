@@ -26,6 +26,7 @@ from torch.utils._python_dispatch import _disable_current_modes, is_traceable_wr
 from trt_dynamo.cache import entry
 from trt_dynamo.errors import Unsupported
 from trt_dynamo.settings import Settings
+from trt_dynamo.side_threads import shared
 
 # Raise it when the encoding changes its meaning.
 FORMAT = 2
@@ -116,6 +117,18 @@ def digest(tensor: torch.Tensor) -> str:
             address = start + host.storage_offset() * host.element_size()
             sha.update((ctypes.c_char * host.nbytes).from_address(address))
     return sha.hexdigest()
+
+
+def digests(tensors: Sequence[torch.Tensor]) -> list[str]:
+    """`digest` of each. Those on the CPU are hashed by several threads at once.
+
+    Raises:
+        Unsupported: as `digest`.
+    """
+    here = [tensor for tensor in tensors if tensor.device.type == "cpu"]
+    found = iter(shared(digest, here, [tensor.nbytes for tensor in here]))
+    # Copies from elsewhere stay in the caller's stream.
+    return [next(found) if tensor.device.type == "cpu" else digest(tensor) for tensor in tensors]
 
 
 def frame(tag: str, *parts: bytes) -> bytes:

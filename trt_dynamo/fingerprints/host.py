@@ -9,7 +9,6 @@ where odd random keys miss a change with a probability of at most 2**-32 each, i
 from __future__ import annotations
 
 import ctypes
-import functools
 import hashlib
 import secrets
 from collections.abc import Sequence
@@ -18,6 +17,7 @@ import torch
 from torch.utils._python_dispatch import _disable_current_modes
 
 from trt_dynamo.fingerprints.spans import Run
+from trt_dynamo.side_threads import shared
 
 # Bytes for each tensor.
 ROW = 16
@@ -27,11 +27,15 @@ CHUNK = 32768
 FEW = 8192
 
 
-@functools.cache
+KEYS: list[tuple[bytes, tuple[torch.Tensor, ...]]] = []
+
+
 def keys() -> tuple[bytes, tuple[torch.Tensor, ...]]:
     """The hash's key and four rows of odd ones, drawn once: nobody knows them, so nobody makes two models collide."""
-    drawn = torch.frombuffer(bytearray(secrets.token_bytes(4 * 8 * CHUNK)), dtype=torch.int64).view(4, CHUNK)
-    return secrets.token_bytes(32), (drawn | 1).unbind()
+    if not KEYS:
+        drawn = torch.frombuffer(bytearray(secrets.token_bytes(4 * 8 * CHUNK)), dtype=torch.int64).view(4, CHUNK)
+        KEYS.append((secrets.token_bytes(32), (drawn | 1).unbind()))
+    return KEYS[0]  # also where several threads have drawn some
 
 
 class Stretch:
@@ -72,6 +76,7 @@ class HostRows:
 
     def __init__(self, layout: Sequence[Sequence[Run]]) -> None:
         self.stretches = [[Stretch(run) for run in runs] for runs in layout]
+        self.sizes = [sum(length for _, length in runs) for runs in layout]
 
     def record(self) -> None:
         """Nothing: the CPU's work is done when it returns."""
@@ -82,6 +87,16 @@ class HostRows:
     def read(self, tensors: Sequence[torch.Tensor]) -> bytes:
         with _disable_current_modes(), torch._C.DisableTorchFunction(), torch.no_grad():
             return b"".join(map(row, self.stretches))
+
+    def read_by_several(self) -> bytes:
+        """The same, by several threads: for once, since a call has no time to start them."""
+        return b"".join(shared(row_alone, self.stretches, self.sizes))
+
+
+def row_alone(stretches: Sequence[Stretch]) -> bytes:
+    """`row` in any thread: modes are a thread's own."""
+    with _disable_current_modes(), torch._C.DisableTorchFunction(), torch.no_grad():
+        return row(stretches)
 
 
 def row(stretches: Sequence[Stretch]) -> bytes:
