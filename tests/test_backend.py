@@ -120,6 +120,33 @@ def test_a_model_on_the_cpu_runs_in_eager_with_one_warning(caplog: pytest.LogCap
     assert sum(report()["eager_graphs"].values()) == 3
 
 
+def test_the_guards_that_failed_are_told() -> None:
+    class Scaled(torch.nn.Module):
+        factor = 2
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return torch.relu(x) * self.factor + x
+
+    scaled = Scaled()
+    fast = compiled(scaled, dynamic=False)
+    with torch.no_grad():
+        fast(torch.ones(2))
+        assert report()["guard_failures"] == 0 and report()["guard_failure_reasons"] == {}
+        fast(torch.ones(3))
+        fast(torch.ones(4))
+        fast(torch.ones(3))
+        scaled.factor = 3
+        assert fast(torch.ones(3)).tolist() == [4, 4, 4]
+        compiled(torch.sin)(torch.ones(5))  # other code
+    told = report()
+    assert told["graphs"] == 5 and told["guard_failures"] == 3
+    reasons = told["guard_failure_reasons"]
+    assert sum(reasons.values()) == 3
+    assert sum("size mismatch at index 0. expected" in reason for reason in reasons) == 2
+    assert any("factor" in reason for reason in reasons), reasons
+    assert not any(reason.startswith("0/") or "\n" in reason for reason in reasons)
+
+
 def test_the_setting_eager_builds_nothing() -> None:
     x = torch.randn(3)
     with torch.no_grad():

@@ -43,7 +43,7 @@ ALLOWED: dict[str, set[str]] = {
     "known_ranges": BASE | {"profiles", "recorded_shapes"},
     "shutdown": set(),
     "progress": BASE | {"shutdown"},
-    "graph_breaks": {"settings"},
+    "graph_breaks": {"reports", "settings"},
     # threads of a moment
     "side_threads": set(),
     "fingerprints": {"errors", "side_threads"},

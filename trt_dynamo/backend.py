@@ -26,7 +26,7 @@ from trt_dynamo.cache import Plan, get_or_build
 from trt_dynamo.early_look import early_look
 from trt_dynamo.errors import SettingsError, TrtDynamoError, WeightsMoved
 from trt_dynamo.fallback import NothingForTensorRT, compile_eager_parts, compile_graph
-from trt_dynamo.graph_breaks import warn_if_recurrent_skipped
+from trt_dynamo.graph_breaks import note_guard_failure, warn_if_recurrent_skipped
 from trt_dynamo.identity import identity_of, manifest_of
 from trt_dynamo.known_ranges import use_known_ranges
 from trt_dynamo.lowering import Lowered, lower
@@ -68,6 +68,7 @@ def tensorrt(module: GraphModule, inputs: Sequence[Any], **keywords: Any) -> Cal
     release_shared_name(tensorrt)
     warn_if_taken(tensorrt)
     warn_if_recurrent_skipped()
+    note_guard_failure()
     settings = read_settings(keywords)
     trains = settings.runtime != "eager" and needs_gradients(inputs)
     reason = "a backward pass may follow" if trains else why_eager(inputs, settings)

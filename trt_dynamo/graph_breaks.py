@@ -1,4 +1,6 @@
-"""What Dynamo itself leaves to eager, so that no backend ever sees it: told from Dynamo's own counters."""
+"""What Dynamo itself leaves to eager, so that no backend ever sees it, and what it traces again because a guard failed:
+told from Dynamo's own counters.
+"""
 
 from __future__ import annotations
 
@@ -11,6 +13,7 @@ from typing import Any
 import torch
 from torch.nn.utils.rnn import PackedSequence
 
+from trt_dynamo.reports import count
 from trt_dynamo.settings import warn_once
 
 RECURRENT = (torch.nn.LSTM, torch.nn.GRU, torch.nn.RNN)
@@ -71,3 +74,14 @@ def warn_if_recurrent_skipped() -> None:
     """Says once that Dynamo has met a recurrent layer in this process and does not trace it."""
     if not allows_recurrent() and any("allow_rnn" in message for message in counted()):
         warn_once(SKIPPED)
+
+
+def note_guard_failure() -> None:
+    """Counts the graph that Dynamo has just made, where it stands for one whose guards did not hold. The first guard
+    that failed is the reason, in Dynamo's words, without the number of the graph.
+    """
+    utils = sys.modules.get("torch._dynamo.utils")
+    context = getattr(utils, "get_metrics_context", lambda: None)()
+    reason = getattr(context, "_metrics", {}).get("recompile_reason")
+    if reason:
+        count("guard_failures", re.sub(r"^\d+/\d+: ", "", str(reason)).splitlines()[0].split("  # ")[0].strip())

@@ -18,6 +18,7 @@ log = logging.getLogger(__name__)
 
 COUNTERS = (
     "graphs",
+    "guard_failures",
     "engines_built",
     "cache_hits",
     "cache_misses",
@@ -117,18 +118,21 @@ def noted(build: Build) -> Iterator[Build]:
 def report() -> dict[str, Any]:
     """The counters of this process since its start or the last `reset_report`.
 
-    `graphs` (given to TensorRT), `engines_built`, `cache_hits`, `cache_misses`, `engine_calls` and `eager_calls`
-    (calls of segments), `refits`, `rebuilds`, `inductor_parts` and `inductor_graphs` (compiled by Inductor in eager's
-    place), `inductor_refusals` (what Inductor could not compile or run), `verified` (calls of engines that `verify`
-    compared with eager) and `breaches` (those that differed), each an int; `build_seconds` (conversion, build and
-    storing of plans) and `load_seconds` (of plans from the cache), each a float; `eager_reasons`, `rebuild_reasons`,
-    `inductor_refusal_reasons`, `breach_reasons` and `eager_graphs` (those that TensorRT has no part in) say why:
+    `graphs` (given to TensorRT), `guard_failures` (graphs that Dynamo made because those of the same code did not fit a
+    call, TensorRT's or not), `engines_built`, `cache_hits`, `cache_misses`, `engine_calls` and `eager_calls` (calls of
+    segments), `refits`, `rebuilds`, `inductor_parts` and `inductor_graphs` (compiled by Inductor in eager's place),
+    `inductor_refusals` (what Inductor could not compile or run), `verified` (calls of engines that `verify` compared
+    with eager) and `breaches` (those that differed), each an int; `build_seconds` (conversion, build and storing of
+    plans) and `load_seconds` (of plans from the cache), each a float; `guard_failure_reasons` (the guard that failed,
+    in Dynamo's words), `eager_reasons`, `rebuild_reasons`, `inductor_refusal_reasons`, `breach_reasons` and
+    `eager_graphs` (those that TensorRT has no part in) say why:
     reason to count. `builds` lists the last thousand engines in the order in which they came, each as a dict of
     `segment`, `reason`, `detail`, `ranges`, `profiles`, `background`, `seconds`, `hit`, `error` (see `Build`).
     """
     with LOCK:
         result: dict[str, Any] = {name: counts[name] for name in COUNTERS}
         result.update(seconds)
+        result["guard_failure_reasons"] = dict(reasons.get("guard_failures", {}))
         result["eager_reasons"] = dict(reasons.get("eager_calls", {}))
         result["rebuild_reasons"] = dict(reasons.get("rebuilds", {}))
         result["inductor_refusal_reasons"] = dict(reasons.get("inductor_refusals", {}))
