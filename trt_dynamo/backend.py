@@ -43,6 +43,7 @@ from trt_dynamo.runtime.agreement import accuracy_of
 from trt_dynamo.runtime.cuda_graphs import CAPTURE, NotNow
 from trt_dynamo.runtime.engine import Engine, load_plan
 from trt_dynamo.runtime.guard import Guard
+from trt_dynamo.runtime.layouts import with_same_layouts
 from trt_dynamo.runtime.whole_graph import WholeGraph, why_not_whole
 from trt_dynamo.settings import Settings, warn_once
 from trt_dynamo.tf32 import allows_tf32
@@ -116,9 +117,10 @@ def compile_lowered(lowered: Lowered, settings: Settings) -> Callable[..., Any]:
         if settings.fallback == "inductor":
             outer = compile_eager_parts(parts, settings, f"graph_{number}")
     log.info("%d segments, %d nodes in TensorRT, %d in eager", len(parts.segments), *split_count(parts.verdicts))
-    if settings.cuda_graphs != "whole" or device.type != "cuda":
-        return boxed(outer)
-    return in_whole_graph(boxed(outer), lowered, device, settings, f"graph_{number}")
+    run = boxed(outer)
+    if settings.cuda_graphs == "whole" and device.type == "cuda":
+        run = in_whole_graph(run, lowered, device, settings, f"graph_{number}")
+    return with_same_layouts(run, lowered.module)
 
 
 def in_whole_graph(

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import weakref
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -39,16 +39,6 @@ class Prepared:
     shapes: dict[str, Shape]
     sizes: dict[str, torch.Tensor]  # on the host, each with its value
     results: list[tuple[Port, tuple[Shape, Shape] | None]] | None = None
-
-
-def allocator(device: torch.device) -> Callable[[Shape, Shape, torch.dtype], torch.Tensor]:
-    """Makes an uninitialized tensor of a shape, strides and dtype on the device, which is the current one. For CUDA
-    what Inductor's code uses, if torch has it: half the time.
-    """
-    fast = getattr(torch._C._dynamo.guards, "_empty_strided_cuda", None)
-    if device.type == "cuda" and fast is not None:
-        return fast  # type: ignore[no-any-return]
-    return lambda shape, strides, dtype: torch.empty_strided(shape, strides, dtype=dtype, device=device)
 
 
 class Call:

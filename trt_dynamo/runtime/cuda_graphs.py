@@ -17,12 +17,13 @@ import functools
 import logging
 import threading
 from collections.abc import Callable, Hashable, Iterator, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 
 from trt_dynamo.errors import EngineError
 from trt_dynamo.reports import count
+from trt_dynamo.runtime.allocation import allocator
 from trt_dynamo.runtime.stream_capture import ExecutableGraph, begin_capture, end_capture
 from trt_dynamo.runtime.streams import for_captures
 
@@ -89,27 +90,15 @@ class Seen:
         self.addresses = addresses
 
 
-class Place(NamedTuple):
-    """Where a graph reads an argument, and with which strides."""
-
-    argument: int
-    address: int
-    strides: tuple[int, ...]
-
-
-def moved(places: Sequence[Place], args: Sequence[Any]) -> set[int]:
-    """The arguments that do not lie as a graph reads them."""
-    return {i for i, address, strides in places if args[i].data_ptr() != address or args[i].stride() != strides}
-
-
 @dataclasses.dataclass(eq=False)
 class Graph:
-    """A captured call, for replays on one stream. `fixed` says where arguments must lie; those of `copied` are copied
-    to `places`. `calls` are the execution contexts in it, `uses` what their owners noted when it was captured.
+    """A captured call, for replays on one stream. The arguments of `fixed` must lie at `addresses`; those of `copied`
+    are copied to `places`. `calls` are the execution contexts in it, `uses` what their owners noted at its capture.
     """
 
     graph: ExecutableGraph
-    fixed: list[Place]
+    fixed: list[int]
+    addresses: list[int]
     copied: list[int]
     places: list[torch.Tensor]
     results: list[Any]
@@ -123,7 +112,17 @@ class Graph:
 
     def __post_init__(self) -> None:
         self.tensors = [result for result in self.results if isinstance(result, torch.Tensor)]
+        self.allocate = allocator(torch.device("cuda", self.index))
+        copies = [torch.empty_like(result) for result in self.tensors]
+        self.layouts = [(tuple(each.shape), each.stride(), each.dtype) for each in copies]
         self.lock = turn(self.index, self.stream)
+
+    def moved(self, args: Sequence[Any]) -> set[int]:
+        """The arguments that do not lie where the graph reads them."""
+        found = [args[i].data_ptr() for i in self.fixed]
+        if found == self.addresses:
+            return set()
+        return {i for i, old, new in zip(self.fixed, self.addresses, found, strict=True) if old != new}
 
     def replay(self, args: Sequence[Any]) -> list[Any] | None:
         """The results for arguments of the same shapes, none of them moved; None if the graph was dropped meanwhile. On
@@ -135,7 +134,7 @@ class Graph:
             if self.copied:
                 torch._foreach_copy_(self.places, [args[i] for i in self.copied])
             self.graph.launch(self.stream)
-            fresh = [torch.empty_like(result) for result in self.tensors]
+            fresh = [self.allocate(*layout) for layout in self.layouts]
             if fresh:
                 torch._foreach_copy_(fresh, self.tensors)
             self.after.record()
@@ -159,7 +158,8 @@ class Graphs:
         """The graph for these arguments, captured now if it is time; None where there is none.
 
         Args:
-            key: what the work depends on beside the values of the tensors: shapes, numbers.
+            key: what the work depends on beside the values of the tensors: numbers, and all shapes and strides that
+                can be others in another call.
             args: tensors on the GPU, and numbers.
             stream: the handle of the current stream.
             run: the function, called to capture it.
@@ -170,7 +170,7 @@ class Graphs:
         graph = self.graphs.get(key)
         if graph is None:
             return self.prepare(key, args, stream, run)
-        elsewhere = moved(graph.fixed, args)
+        elsewhere = graph.moved(args)
         if not elsewhere:
             with self.lock:
                 if key in self.graphs:
@@ -247,10 +247,11 @@ class Graphs:
                 for call in calls:
                     call.readmit(stream, None)
                 raise
-        fixed = [Place(i, args[i].data_ptr(), args[i].stride()) for i in tensors if i not in copied]
+        fixed = [i for i in tensors if i not in copied]
+        addresses = [args[i].data_ptr() for i in fixed]
         count("cuda_graphs")
         log.info("%s: captured as a CUDA graph, %d of %d inputs copied", self.name, len(copied), len(tensors))
-        return Graph(graph, fixed, copied, places, results, calls, self.index, stream, uses)
+        return Graph(graph, fixed, addresses, copied, places, results, calls, self.index, stream, uses)
 
     def clear(self) -> None:
         """Drops all graphs."""

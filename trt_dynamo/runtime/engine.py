@@ -15,7 +15,8 @@ import torch
 from trt_dynamo import log as tensorrt_log
 from trt_dynamo.errors import EngineError
 from trt_dynamo.runtime import layer_times
-from trt_dynamo.runtime.calls import Args, Call, Prepared, allocator
+from trt_dynamo.runtime.allocation import allocator
+from trt_dynamo.runtime.calls import Args, Call, Prepared
 from trt_dynamo.runtime.contexts import Contexts
 from trt_dynamo.runtime.cuda_graphs import CAPTURE, Graph, Graphs, NotNow
 from trt_dynamo.runtime.gate import Gate
@@ -242,7 +243,9 @@ class Engine:
     def replayed(self, graphs: Graphs, key: Any, args: Args, stream: int) -> tuple[torch.Tensor, ...] | None:
         """The results by a CUDA graph, if there is one for these arguments."""
         read = [args[port.position] for port in self.inputs]
-        graph = graphs.find((key, *[args[i] for i in self.numbers]), read, stream, self.run_read)
+        # Weights keep their strides, as all that Dynamo knows of.
+        strides = [args[port.position].stride() for port in self.read if port.position not in self.numbers]
+        graph = graphs.find((key, *strides, *[args[i] for i in self.numbers]), read, stream, self.run_read)
         if graph is None:
             return None
         if not graph.replays:

@@ -9,8 +9,6 @@ import dataclasses
 from collections.abc import Sequence
 from typing import Any
 
-import torch
-
 from trt_dynamo.runtime.engine import Engine
 from trt_dynamo.settings import Settings
 from trt_dynamo.weights import Snapshot, WeightSet
