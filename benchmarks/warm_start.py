@@ -5,19 +5,25 @@ What TensorRT itself does with a plan is not in it: where no engine can run, the
 own work (for which the weights are copied and the network is converted again) is not counted as ours. Each child is a
 process of its own, with Inductor's caches in a folder of this run. The imports are made before the clock starts.
 
-Usage: python -m benchmarks.warm_start [model ...]
+A stage's time is that of the thread that compiles, waiting for others included. What our own threads do beside it shows
+in the processor's time alone.
+
+Usage: python -m benchmarks.warm_start [--repeat N] [--ours] [model ...]
 """
 
 from __future__ import annotations
 
+import argparse
 import dataclasses
 import functools
 import importlib
 import json
 import os
+import statistics
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -39,11 +45,14 @@ STAGES = {
     "decompositions": (LOWERING, "decompositions"),
     "salt": (LOWERING, "kept_graphs"),
     "passes": (LOWERING, "run_passes"),
+    "early look": ("trt_dynamo.early_look", "EarlyLook.__init__"),
+    "waiting for it": ("trt_dynamo.early_look", "EarlyLook.knows"),
     "backend": (BACKEND, "compile_lowered"),
     "dry runs": ("trt_dynamo.partition", "judge"),
     "partition": (BACKEND, "partition"),
     "hashing": ("trt_dynamo.identity", "digests"),
     "keys": ("trt_dynamo.identity", "segment_key"),
+    "identity": (BACKEND, "identity_of"),
     "cache": (BACKEND, "get_or_build"),
     "watching weights": ("trt_dynamo.weights", "Reader.read_by_several"),
     "engine": (BACKEND, "make_engine"),
@@ -51,30 +60,34 @@ STAGES = {
     "stand-in": (BACKEND, "stand_in"),
     "run": (RUNTIME, "SegmentModule.answer"),
 }
-OURS = ("salt", "passes", "backend", "dry runs", "partition", "hashing", "keys", "cache", "watching weights")
-TORCH = ("Dynamo", "AOTAutograd", "its cache's key", "decompositions")
+BESIDE = "threads beside"
+TORCH = ("Dynamo", "AOTAutograd", "its cache's key")
 # With an engine of TensorRT's, a warm start neither copies weights nor converts.
 ONLY_COLD = ("engine", "conversion")
+OURS = {*STAGES, BESIDE} - {*TORCH, *ONLY_COLD, "stand-in", "run"}
 MODULES = ("torch._dynamo", "torch._functorch.aot_autograd", "torch._dynamo.backends.common")
 
 
 @dataclasses.dataclass
 class Clock:
-    """Adds up wall and processor seconds for each stage; what is inside another stage counts there alone."""
+    """Adds up wall and processor seconds of the thread that makes it, for each stage; what is inside another stage
+    counts there alone.
+    """
 
     wall: dict[str, float] = dataclasses.field(default_factory=dict)
     processor: dict[str, float] = dataclasses.field(default_factory=dict)
     open: list[list[float]] = dataclasses.field(default_factory=list)
+    thread: int = dataclasses.field(default_factory=threading.get_ident)
 
     @contextmanager
     def stage(self, name: str) -> Iterator[None]:
         inner = [0.0, 0.0]
         self.open.append(inner)
-        started = time.perf_counter(), time.process_time()
+        started = time.perf_counter(), time.thread_time()
         try:
             yield
         finally:
-            took = time.perf_counter() - started[0], time.process_time() - started[1]
+            took = time.perf_counter() - started[0], time.thread_time() - started[1]
             self.open.pop()
             self.wall[name] = self.wall.get(name, 0.0) + took[0] - inner[0]
             self.processor[name] = self.processor.get(name, 0.0) + took[1] - inner[1]
@@ -90,17 +103,34 @@ class Clock:
 
         @functools.wraps(function)
         def run(*args: Any, **keywords: Any) -> Any:
+            if threading.get_ident() != self.thread:
+                return function(*args, **keywords)
             with self.stage("stand-in" if name == "watching weights" and for_stand_in() else name):
                 return function(*args, **keywords)
 
         setattr(owner, last, run)
 
+    def watch_threads(self, *modules: str) -> None:
+        """Adds up what the threads take that are started by `started` of these modules."""
+
+        def started(work: Callable[[], None]) -> threading.Thread | None:
+            def run() -> None:
+                work()
+                self.processor[BESIDE] = self.processor.get(BESIDE, 0.0) + time.thread_time()
+
+            thread: threading.Thread | None = start(run)
+            return thread
+
+        start = importlib.import_module(modules[0]).started
+        for module in modules:
+            importlib.import_module(module).started = started  # type: ignore[attr-defined]
+
 
 def for_stand_in() -> bool:
-    """Whether the weights are looked at because they are copied for a conversion, or in a run."""
+    """Whether the weights are looked at because they are copied for a conversion."""
     frame = sys._getframe(2)
     while frame is not None:
-        if frame.f_code.co_name in ("converted", "answer"):
+        if frame.f_code.co_name == "converted":
             return True
         frame = frame.f_back  # type: ignore[assignment]
     return False
@@ -144,6 +174,7 @@ def child(name: str, way: str) -> None:
         importlib.import_module("trt_dynamo.reference")
         for stage, (module, path) in STAGES.items():
             clock.watch(stage, module, path)
+        clock.watch_threads("trt_dynamo.side_threads", "trt_dynamo.early_look")
         options: dict[str, Any] = {"runtime": "reference", "strict": True, "aot_cache": way}
         compiled = torch.compile(model, backend="tensorrt", options=options)
     with torch.no_grad():
@@ -169,30 +200,54 @@ def first_answer(name: str, way: str, folder: Path, **environ: str) -> dict[str,
 
 
 def summary(found: dict[str, Any], cold: bool) -> str:
-    """Our own share, by processor time, which other programs on the machine disturb least; and all stages."""
-    seconds = found["processor"]
-    ours = sum(seconds.get(stage, 0.0) for stage in (*OURS, *(ONLY_COLD if cold else ())))
-    torchs = sum(seconds.get(stage, 0.0) for stage in TORCH)
-    stages = ", ".join(f"{stage} {1e3 * each:.0f}" for stage, each in seconds.items() if each >= 0.0005)
-    return f"; ours {ours:.2f}, Dynamo and AOTAutograd {torchs:.2f} ({ours / torchs:.0%}); ms: {stages}"
+    """Our own share, by the clock and by processor time; and all stages, by the clock and by processor time."""
+    ours = {*OURS, *(ONLY_COLD if cold else ())}
+    shares = []
+    for kind in ("wall", "processor"):
+        mine, torchs = (sum(found[kind].get(stage, 0.0) for stage in stages) for stages in (ours, TORCH))
+        shares.append(f"{mine:.2f} beside {torchs:.2f} ({mine / torchs:.0%})")
+    stages = [
+        f"{stage} {1e3 * found['wall'].get(stage, 0.0):.0f}/{1e3 * each:.0f}"
+        for stage, each in found["processor"].items()
+        if each >= 0.0005
+    ]
+    return f"; ours beside Dynamo and AOTAutograd {shares[0]}, of the processor {shares[1]}; ms: {', '.join(stages)}"
 
 
-def measure(name: str) -> None:
+def median(runs: list[dict[str, Any]]) -> dict[str, Any]:
+    """The medians of all figures."""
+
+    def over(figures: list[dict[str, float]]) -> dict[str, float]:
+        return {name: statistics.median(each.get(name, 0.0) for each in figures) for name in figures[0]}
+
+    totals = [statistics.median(values) for values in zip(*(run["total"] for run in runs), strict=True)]
+    return {"total": totals, **{kind: over([run[kind] for run in runs]) for kind in ("wall", "processor")}}
+
+
+def measure(name: str, repeat: int, only_ours: bool) -> None:
     with tempfile.TemporaryDirectory() as place:
         folder = Path(place)
         remote = {"TRT_DYNAMO_CACHE_REMOTE": f"file://{folder / 'remote'}"}
+
+        def elsewhere() -> dict[str, Any]:
+            """On a machine that has nothing yet."""
+            with tempfile.TemporaryDirectory() as other:
+                return first_answer(name, "off", Path(other), **remote)
+
         runs: dict[str, Callable[[], dict[str, Any]]] = {
             "eager": lambda: first_answer(name, "eager", folder),
             "inductor, cold": lambda: first_answer(name, "inductor", folder),
             "inductor, warm": lambda: first_answer(name, "inductor", folder),
             "ours, cold": lambda: first_answer(name, "off", folder, **remote),
             "ours, warm": lambda: first_answer(name, "off", folder),
-            "ours, remote": lambda: first_answer(name, "off", folder / "elsewhere", **remote),
+            "ours, remote": elsewhere,
             "ours, aot_cache filled": lambda: first_answer(name, "on", folder),
             "ours, aot_cache, warm": lambda: first_answer(name, "on", folder),
         }
         for way, run in runs.items():
-            found = run()
+            if only_ours and not way.startswith("ours"):
+                continue
+            found = median([run() for _ in range(1 if "cold" in way or "filled" in way else repeat)])
             wall, processor = found["total"]
             shares = summary(found, "cold" in way) if way.startswith("ours") else ""
             print(f"{name}, {way}: {wall:.2f} s, of the processor {processor:.2f} s{shares}", flush=True)
@@ -202,9 +257,14 @@ def main() -> None:
     if sys.argv[1:2] == ["--child"]:
         child(*sys.argv[2:4])
         return
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.warm_start", description="The time to a first answer.")
+    parser.add_argument("models", nargs="*", default=[*SIZES])
+    parser.add_argument("--repeat", type=int, default=1, help="medians of so many runs, where a run changes no cache")
+    parser.add_argument("--ours", action="store_true", help="neither eager nor Inductor")
+    chosen = parser.parse_args()
     print(f"torch {torch.__version__}, one thread each, seconds to the first answer, imports not counted")
-    for name in sys.argv[1:] or SIZES:
-        measure(name)
+    for name in chosen.models:
+        measure(name, chosen.repeat, chosen.ours)
 
 
 if __name__ == "__main__":
