@@ -90,6 +90,24 @@ def test_what_it_gives(dtype: str, method: str | None, least: float, monkeypatch
     made.eval()
 
 
+@pytest.mark.parametrize(("dtype", "precision"), [("int8", "fp16"), ("int8", "bf16"), ("fp8", "fp16")])
+def test_in_a_half_type(dtype: str, precision: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Codes are read into the half type at once, and made of it: no cast stands between them and a product."""
+    made, (x,) = trt_dynamo.quantize(net(), images(8, 5), dtype), images(6)
+    result, (network,) = networks_of(made, x, monkeypatch=monkeypatch, precision=precision)
+    assert result.dtype is torch.float32
+    assert cosine(result, made(x)) > 0.999
+    raw = network.network.raw
+    layers = [raw.get_layer(index) for index in range(raw.num_layers)]
+    half = {"fp16": "HALF", "bf16": "BF16"}[precision]
+    read = [layer.get_output(0).dtype.name for layer in layers if layer.type.name == "DEQUANTIZE"]
+    assert read == [half] * 6
+    products = [layer for layer in layers if layer.type.name in ("MATRIX_MULTIPLY", "CONVOLUTION")]
+    assert [layer.get_output(0).dtype.name for layer in products] == [half] * 3
+    made_of = [layer.get_input(0).dtype.name for layer in layers if layer.type.name == "QUANTIZE"]
+    assert made_of.count("FLOAT") <= 2  # what comes in, and a mean
+
+
 def test_any_batch_size_goes_through_what_was_exported_with_one() -> None:
     made = trt_dynamo.quantize(net(), images(1, 4))
     run = compiled(made, dynamic=True, cache="off")

@@ -118,6 +118,29 @@ def test_half_types(dtype: torch.dtype, how: Any, monkeypatch: pytest.MonkeyPatc
     assert build(network, profile_of(network, {}), Settings(targets=("8.9",)))
 
 
+class Chain(nn.Module):
+    """Two layers, with something between."""
+
+    def __init__(self, how: Any) -> None:
+        super().__init__()
+        self.first, self.last = Layer((3.0, *how), ("row", *how)), Layer((1.0, *how), ("row", *how), size=24)
+
+    def forward(self, x: Tensor) -> Tensor:
+        result: Tensor = self.last(F.gelu(self.first(x)))
+        return result
+
+
+@pytest.mark.parametrize(("how", "precision"), [(INT8, "fp16"), (FP8, "bf16")])
+def test_precision(how: Any, precision: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Casts only where values come in and go out: the scale stays float32 all the same."""
+    torch.manual_seed(0)
+    model, x = Chain(how), torch.randn(5, 16)
+    result, (network,) = networks_of(model, x, monkeypatch=monkeypatch, precision=precision)
+    assert F.cosine_similarity(result.flatten(), model(x).flatten(), 0) > 0.999
+    assert (kinds(network).count("QUANTIZE"), kinds(network).count("DEQUANTIZE")) == (2, 4)
+    assert kinds(network).count("CAST") == 2
+
+
 def test_a_limit_that_is_computed() -> None:
     def own(x: Tensor) -> tuple[Tensor, Tensor]:
         reach = x.abs().amax(-1, keepdim=True)

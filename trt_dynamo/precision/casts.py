@@ -104,6 +104,9 @@ class Writer:
             new.meta["val"] = tree_map(lambda each: lowered(each, low), value)
         if new.kwargs.get("dtype") is torch.float32:
             new.kwargs = {**new.kwargs, "dtype": low}
+        if role_of(node) is Role.CODES and (name := result_type(node)) is not None:
+            new.args = tuple(low if given is torch.float32 else given for given in new.args)
+            new.kwargs = {**new.kwargs, name: low} if torch.float32 not in node.args else new.kwargs
 
     def is_done_by_a_cast(self, node: Node) -> bool:
         """Whether the model's own cast asks for the half type that its operand is held in already."""
@@ -135,6 +138,14 @@ class Writer:
             chosen = self.call(source, aten.where.self, (infinite, source, clamped), {}, value)
         with self.graph.inserting_after(chosen):
             return self.cast(chosen, self.choice.low)
+
+
+def result_type(node: Node) -> str | None:
+    """How an op that reads codes calls the type of what they stand for."""
+    schema = getattr(node.target, "_schema", None)
+    names = [argument.name for argument in schema.arguments] if schema is not None else []
+    reads = "dequantize" in str(node.target)
+    return next((name for name in names if name in ("out_dtype", "output_dtype")), None) if reads else None
 
 
 def mask_of(node: Node) -> Node | None:

@@ -95,6 +95,7 @@ class Chooser:
         self.kinds: dict[Node, Kind] = {}
         self.nodes: set[Node] = set()
         self.reasons: dict[Node, str] = {}
+        self.uncast: set[Node] = set()  # what must not read the half type
         self.anyway: set[Node] = set()  # what would be float32 without the reason too
         self.places = read_as_places(module)
 
@@ -144,8 +145,7 @@ class Chooser:
             return self.number_kind(node) or Kind.CONSTANT
         if role is Role.CAST:
             return self.cast_kind(node)
-        operands = float32_operands(node)
-        if not operands:
+        if not float32_operands(node) and role is not Role.CODES:
             return Kind.EXACT  # the model's own way to float32, from integers or a half type
         return self.run(node, role)
 
@@ -161,7 +161,7 @@ class Chooser:
         """What a number that the half type cannot hold makes of a result: a large one would be infinite there. None
         where all numbers fit.
         """
-        if "empty" in packet_of(node.target) or role_of(node) is Role.SCALING:  # its epsilon is added in float32
+        if "empty" in packet_of(node.target) or role_of(node) in (Role.SCALING, Role.CODES):  # they add it in float32
             return None
         wrong = [n for n in numbers(node) if isinstance(n, Node) or not holds(self.low, n)]
         large = torch.finfo(self.low).max
@@ -192,9 +192,19 @@ class Chooser:
                     return Kind.WIDE
                 table = packet_of(node.target) == "embedding" and kind is Kind.CONSTANT
                 return self.lowered(node) if kind is Kind.LOW or table else kind
+            case Role.CODES:
+                return self.coded_kind(node, first(found))
             case Role.NORM:
                 return Kind.FREE
         return Kind.WIDE
+
+    def coded_kind(self, node: Node, kind: Kind) -> Kind:
+        """Of codes, and of what they stand for: a few bits, so that it may be rounded whatever it was made of."""
+        if kind is Kind.LOW:
+            return self.lowered(node)
+        if kind in (Kind.EXACT, Kind.SMALL, Kind.CONSTANT) and first_operand(node) is not None:
+            self.uncast.add(node)  # its codes are those of the float32 values
+        return Kind.FREE
 
     def why_wide(self, node: Node, role: Role, found: Collection[Kind]) -> str:
         """Why a node computes in float32 that its table would not leave there; nothing where there is no reason."""
@@ -225,9 +235,9 @@ class Chooser:
 
     def wanted_low(self, node: Node) -> bool:
         """Whether a node that moves values, and computes in float32 so far, may give its readers the half type."""
-        if node.op != "call_function" or node in self.nodes or node in self.reasons:
+        if node.op != "call_function" or node in self.nodes or node in self.reasons or node in self.uncast:
             return False
-        if node.target is not operator.getitem and role_of(node) not in (Role.MOVEMENT, Role.CAST):
+        if node.target is not operator.getitem and role_of(node) not in (Role.MOVEMENT, Role.CAST, Role.CODES):
             return False
         if role_of(node) is Role.CAST and node.args[0].meta["val"].dtype is not torch.float32:  # type: ignore[union-attr]
             return False
@@ -279,11 +289,17 @@ def floats(node: Node) -> list[torch.Tensor]:
 def deciding_operands(node: Node, role: Role) -> list[Node]:
     """The operands whose kinds decide: not the statistics of a batch norm, nor the mask of an attention."""
     operands = float32_operands(node)
-    if role is Role.SCALING:
+    if role in (Role.SCALING, Role.CODES):
         return [n for n in operands if n is node.args[0]]
     if role is Role.ATTENTION:
         return [n for n in operands if any(n is each for each in node.args[:3])]
     return operands
+
+
+def first_operand(node: Node) -> Node | None:
+    """The first argument, where it is float32."""
+    first = node.args[0]
+    return first if isinstance(first, Node) and is_float32(first) else None
 
 
 def factors(node: Node, role: Role) -> list[Node]:

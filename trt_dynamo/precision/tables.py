@@ -23,6 +23,7 @@ class Role(enum.Enum):
     BETWEEN = "as its operands are"
     SCALING = "as its first operand is, the others in float32"
     MOVEMENT = "moves or picks values: as its operand is, or as all who read it want it"
+    CODES = "rounds to codes or reads them, with a scale in float32: its values in either type"
     NORM = "in float32, its result may be rounded"
     CREATION = "makes a constant"
     CAST = "the model's own change of type"
@@ -68,6 +69,15 @@ MOVEMENT = packets(
     "_upsample_nearest_exact2d _upsample_nearest_exact3d"
 )
 
+# Each with what is rounded, or the codes, first; then the scales.
+CODES = packets(
+    "trt_dynamo.fake_quantize fake_quantize_per_tensor_affine_cachemask fake_quantize_per_channel_affine_cachemask "
+    "_fake_quantize_per_tensor_affine_cachemask_tensor_qparams quantized_decomposed.quantize_per_tensor "
+    "quantized_decomposed.quantize_per_channel quantized_decomposed.dequantize_per_tensor "
+    "quantized_decomposed.dequantize_per_channel torchao.quantize_affine torchao.dequantize_affine "
+    "torchao.quantize_affine_float8_non_decomposed torchao.dequantize_affine_float8_non_decomposed"
+)
+
 # They add many numbers up, or look closely at some, and end in numbers of a size that all types have.
 NORM = packets(
     "native_layer_norm native_group_norm _fused_rms_norm _native_batch_norm_legit _softmax softplus "
@@ -95,6 +105,7 @@ ROLES = {
         (Role.BETWEEN, BETWEEN),
         (Role.SCALING, SCALING),
         (Role.MOVEMENT, MOVEMENT),
+        (Role.CODES, CODES),
         (Role.NORM, NORM),
         (Role.CREATION, CREATION),
         (Role.CAST, CAST),
