@@ -20,7 +20,7 @@ from torch._guards import TracingContext
 from torch.fx import GraphModule
 from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
-from trt_dynamo.lowering import pooled_sizes  # noqa: F401  it changes what torch does while Dynamo traces for us
+from trt_dynamo.lowering import pooled_lengths, pooled_sizes  # noqa: F401  they change what torch does for us in Dynamo
 from trt_dynamo.lowering.decompositions import decompositions
 from trt_dynamo.lowering.passes import run_passes
 from trt_dynamo.lowering.sessions import compile_session
