@@ -26,7 +26,7 @@ from trt_dynamo import trt as tensorrt_module
 from trt_dynamo.as_if_on_cuda import CUDA, Twins, moved, place_for, relocated
 from trt_dynamo.backend import segment_runner
 from trt_dynamo.cache import open_store
-from trt_dynamo.errors import BuildError, SettingsError
+from trt_dynamo.errors import BuildError, SettingsError, in_a_line, typed_in_a_line
 from trt_dynamo.known_ranges import use_known_ranges
 from trt_dynamo.lowering import Lowered, lower
 from trt_dynamo.lowering.lengths import keeps_lengths
@@ -194,5 +194,4 @@ def why_no_engine(runner: torch.nn.Module) -> str | None:
 def told(error: BaseException) -> str:
     """An error in a line."""
     inner = getattr(error, "inner_exception", None) or error
-    words = " ".join(str(inner).split())
-    return words[:500] if isinstance(inner, BuildError) else f"{type(inner).__name__}: {words[:500]}"
+    return in_a_line(inner) if isinstance(inner, BuildError) else typed_in_a_line(inner)

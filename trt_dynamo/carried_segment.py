@@ -40,7 +40,7 @@ from trt_dynamo.cache.packing import pack, unpack
 from trt_dynamo.cache.signing import signing_of
 from trt_dynamo.errors import EngineError, Unsupported
 from trt_dynamo.exported_inputs import is_in_order
-from trt_dynamo.model_file import pickled_in, plain, platform_of, usable
+from trt_dynamo.model_file import plain, platform_of, program_in, usable
 from trt_dynamo.partition import Segment
 from trt_dynamo.profiles import shape_env_of, symbols_of
 from trt_dynamo.settings import Settings
@@ -250,18 +250,12 @@ def segment_in(text: str) -> CarriedSegment:
 
 
 def graph_in(manifest: Mapping[str, Any]) -> GraphModule:
+    where, wrote = f"of {manifest['name']}", manifest["platform"]["torch"]
     try:
-        file = io.BytesIO(zlib.decompress(base64.b64decode(manifest["graph"])))
-        pickled = pickled_in(file)
-        file.seek(0)
-        program = None if pickled else torch.export.load(file)
-    except Exception as error:
-        was, here = manifest["platform"]["torch"], torch.__version__
-        raise EngineError(
-            f"torch {here} cannot read the graph of {manifest['name']}, which torch {was} wrote: {error}"
-        ) from error
-    if program is None:
-        raise EngineError(f"the program holds what only pickle could read: {', '.join(pickled)}")
+        archive = io.BytesIO(zlib.decompress(base64.b64decode(manifest["graph"])))
+    except (ValueError, zlib.error) as error:
+        raise EngineError(f"the graph {where} is damaged: {error}") from error
+    program = program_in(archive, where, wrote, EngineError)
     # As segments have it: torch adds what nobody reads of an op's results, and describes the results of the graph.
     program.graph.eliminate_dead_code()
     program.graph.output_node().meta.clear()

@@ -40,3 +40,17 @@ class WeightsMoved(TrtDynamoError):
 
 class SettingsError(TrtDynamoError, ValueError):
     """An unknown option, or a value that does not parse. The text names the nearest valid choice."""
+
+
+def in_a_line(error: BaseException, most: int = 500) -> str:
+    """What an error says, in a line of at most so many characters; its type where it says nothing."""
+    return cut(" ".join(str(error).split()) or type(error).__name__, most)
+
+
+def typed_in_a_line(error: BaseException, most: int = 500) -> str:
+    """The error's type and what it says, in a line of at most so many characters."""
+    return cut(f"{type(error).__name__}: {' '.join(str(error).split())}", most)
+
+
+def cut(text: str, most: int) -> str:
+    return text if len(text) <= most else f"{text[: most - 3]}..."

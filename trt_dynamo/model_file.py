@@ -36,7 +36,7 @@ from trt_dynamo.cache.disk import Damaged
 from trt_dynamo.cache.entry import recorded, versions
 from trt_dynamo.cache.packing import pack, unpack
 from trt_dynamo.cache.signing import Signing, signing_of
-from trt_dynamo.errors import FileError
+from trt_dynamo.errors import FileError, TrtDynamoError
 from trt_dynamo.exported import ExportedModule, reread, stripped
 from trt_dynamo.settings import Settings, warn_once
 
@@ -122,7 +122,7 @@ def load(
         archive = stack.enter_context(zipfile.ZipFile(file))
         manifest = read_manifest(file, archive, signing)
         graph = checked(file, archive, GRAPH, manifest, stack)
-        program = read_program(file, graph, manifest)
+        program = program_in(graph, f"in {file}", manifest["platform"]["torch"], FileError)
         plans = read_engines(file, archive, manifest, signing, stack)
     insert_weights(file, program, manifest, weights)
     carried = Carried(plans)
@@ -180,19 +180,26 @@ def plain(options: Mapping[str, Any]) -> dict[str, Any]:
 # -- the program ------------------------------------------------------------------------------------------------------
 
 
-def read_program(file: Path, graph: IO[bytes], manifest: dict[str, Any]) -> ExportedProgram:
-    pickled = pickled_in(graph)
-    if pickled:
-        raise FileError(f"{file} holds what only pickle could read: {', '.join(pickled)}")
-    graph.seek(0)
+def program_in(archive: IO[bytes], where: str, wrote: str, error: type[TrtDynamoError]) -> ExportedProgram:
+    """The program in an archive that torch `wrote` (a version).
+
+    Raises:
+        TrtDynamoError: an `error`: it is damaged, this torch cannot read it, or only pickle could.
+    """
     try:
-        return torch.export.load(cast("io.BytesIO", graph))
-    except Exception as error:
-        was, here = manifest["platform"]["torch"], torch.__version__
-        raise FileError(
-            f"torch {here} cannot read the graph in {file}, which torch {was} wrote (a class among the arguments or "
-            f"results must be imported first): {type(error).__name__}: {error}"
-        ) from error
+        pickled = pickled_in(archive)
+        archive.seek(0)
+        program = None if pickled else torch.export.load(cast("io.BytesIO", archive))
+    except zipfile.BadZipFile as reason:
+        raise error(f"the graph {where} is damaged: {reason}") from reason
+    except Exception as reason:
+        raise error(
+            f"torch {torch.__version__} cannot read the graph {where}, which torch {wrote} wrote (a class among the "
+            f"arguments or results must be imported first): {type(reason).__name__}: {reason}"
+        ) from reason
+    if program is None:
+        raise error(f"the graph {where} holds what only pickle could read: {', '.join(pickled)}")
+    return program
 
 
 def pickled_in(graph: IO[bytes]) -> list[str]:

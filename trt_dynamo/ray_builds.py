@@ -16,7 +16,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from trt_dynamo.build_jobs import Job, Result, run
-from trt_dynamo.errors import SettingsError
+from trt_dynamo.errors import SettingsError, typed_in_a_line
 from trt_dynamo.settings import PREFIX
 
 # How often a task is tried again whose worker died.
@@ -96,5 +96,4 @@ def run_in_worker(job: Job, environ: Mapping[str, str]) -> Result:
 
 
 def lost(error: Exception) -> str:
-    words = " ".join(str(error).split())
-    return f"the task was lost: {type(error).__name__}: {words[:300]}"
+    return f"the task was lost: {typed_in_a_line(error, 300)}"

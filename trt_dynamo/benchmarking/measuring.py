@@ -21,6 +21,7 @@ from trt_dynamo.benchmarking.columns import Column, compiled, why_missing
 from trt_dynamo.benchmarking.results import Cell, Result
 from trt_dynamo.benchmarking.sources import Case
 from trt_dynamo.benchmarking.timing import Call, Samples, Spread, calls_a_round, in_turns, timed, warm
+from trt_dynamo.errors import typed_in_a_line
 from trt_dynamo.reports import report
 from trt_dynamo.runtime.agreement import difference
 from trt_dynamo.settings import Settings
@@ -72,7 +73,9 @@ def measure(case: Case, request: Request, told: Callable[[str], object] = lambda
             expected = tensors(case.model(*case.args, **case.kwargs))
             case = case.to(request.device, request.dtype)
         except Exception as error:  # noqa: BLE001  other models of the table go on
-            failed = {name: dataclasses.replace(cell, failed=words(error)) for name, cell in cells.items()}
+            failed = {
+                name: dataclasses.replace(cell, failed=typed_in_a_line(error, WORDS)) for name, cell in cells.items()
+            }
             return result_of(case, request, failed)
         fill(cells, case, expected, request, told)
     release()
@@ -95,11 +98,11 @@ def fill(
         try:
             trials[column.name] = prepared(cells[column.name], column, case, expected, request)
         except Exception as error:  # noqa: BLE001  its cell says so; the others go on
-            cells[column.name] = dataclasses.replace(cells[column.name], failed=words(error))
+            cells[column.name] = dataclasses.replace(cells[column.name], failed=typed_in_a_line(error, WORDS))
             release()
 
     def fail(name: str, error: Exception) -> None:
-        cells[name] = dataclasses.replace(cells[name], failed=words(error))
+        cells[name] = dataclasses.replace(cells[name], failed=typed_in_a_line(error, WORDS))
 
     told("in turns")
     counts = {
@@ -175,13 +178,6 @@ def waiter(device: torch.device) -> Call:
     if device.type != "cuda":
         return lambda: None
     return lambda: torch.cuda.synchronize(device)
-
-
-def words(error: BaseException) -> str:
-    """An error in a line."""
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    text = f"{type(error).__name__}: {' '.join(lines[:2])}"
-    return text if len(text) <= WORDS else text[: WORDS - 3] + "..."
 
 
 def release() -> None:

@@ -31,6 +31,7 @@ from trt_dynamo.cache.disk import Damaged
 from trt_dynamo.cache.entry import Record
 from trt_dynamo.cache.packing import packed, unpacked
 from trt_dynamo.cache.signing import Signing
+from trt_dynamo.errors import in_a_line
 from trt_dynamo.settings import Settings, warn_once
 
 log = logging.getLogger(__name__)
@@ -175,7 +176,7 @@ class Remote:
                 way.errands = Errands(way.errands.name)
             if isinstance(error, Unusable):
                 self.reading.closed_until = self.writing.closed_until = math.inf
-        reason = told(error).replace(self.url, self.shown)
+        reason = in_a_line(error).replace(self.url, self.shown)
         if isinstance(error, Unusable):
             text = f"the remote cache {self.shown} is not used: {reason}"
         else:
@@ -230,7 +231,7 @@ class Remote:
 
             files, root = fsspec.core.url_to_fs(self.url)
         except (ImportError, ValueError) as error:
-            raise Unusable(f"{told(error)}; {EXTRA}") from None
+            raise Unusable(f"{in_a_line(error)}; {EXTRA}") from None
         return files, str(root).rstrip("/")
 
     def complain(self, key: str, error: Damaged) -> None:
@@ -265,11 +266,6 @@ def write_at_once(path: Path, data: bytes) -> None:
 def is_local(files: Any) -> bool:
     protocol = files.protocol
     return "file" in ((protocol,) if isinstance(protocol, str) else protocol)
-
-
-def told(error: BaseException) -> str:
-    """What a file system says, in a line."""
-    return " ".join(str(error).split())[:500] or type(error).__name__
 
 
 def without_password(url: str) -> str:

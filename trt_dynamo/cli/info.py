@@ -11,6 +11,7 @@ from typing import Any
 import typer
 
 from trt_dynamo.cli.output import AsJson, plural, size, write_json, write_pairs, write_table
+from trt_dynamo.errors import in_a_line
 
 
 def info(as_json: AsJson = False) -> None:
@@ -74,7 +75,7 @@ def driver() -> dict[str, str | None]:
 
         status, version = cuda.cuDriverGetVersion()
     except (ImportError, OSError, RuntimeError) as error:
-        return {"cuda": None, "missing": " ".join(str(error).split())}
+        return {"cuda": None, "missing": in_a_line(error)}
     if status != cuda.CUresult.CUDA_SUCCESS:
         return {"cuda": None, "missing": f"the driver answers {status.name}"}
     return {"cuda": f"{version // 1000}.{version % 1000 // 10}", "missing": None}

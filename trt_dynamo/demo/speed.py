@@ -12,6 +12,7 @@ from typing import Any
 import torch
 
 from trt_dynamo.demo.embedding import Batch, Encode
+from trt_dynamo.errors import in_a_line
 
 PASSES = 5
 
@@ -34,7 +35,7 @@ def rows(ways: Mapping[str, Encode], batches: Sequence[Batch]) -> list[tuple[str
         try:
             times[name] = seconds(lambda encode=encode: run(encode, batches))  # type: ignore[misc]
         except RuntimeError as error:  # Inductor without a compiler, for example
-            failures[name] = " ".join(str(error).split())[:100]
+            failures[name] = in_a_line(error, 100)
     first = times.get(next(iter(ways)))
     return [
         (name, f"{times[name]:.4f}", f"{first / times[name]:.2f}" if first else "")

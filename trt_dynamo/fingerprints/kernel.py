@@ -19,6 +19,8 @@ from typing import Any
 
 import torch
 
+from trt_dynamo.errors import in_a_line
+
 log = logging.getLogger(__name__)
 
 THREADS = 256
@@ -159,7 +161,7 @@ def load(index: int) -> Any | None:
             module = done(driver.cuModuleLoadData(image))
             return done(driver.cuModuleGetFunction(module, b"fingerprint"))
     except (ImportError, OSError, RuntimeError) as error:
-        say_without(" ".join(str(error).split()))
+        say_without(in_a_line(error))
         return None
 
 

@@ -17,6 +17,7 @@ from typing import Any
 import torch
 from torch.utils._python_dispatch import _disable_current_modes
 
+from trt_dynamo.errors import in_a_line
 from trt_dynamo.fingerprints import kernel
 from trt_dynamo.fingerprints.host import ROW
 from trt_dynamo.fingerprints.kernel import CHUNK, PLACES, THREADS, done
@@ -167,7 +168,7 @@ def function_on(index: int) -> Any | None:
             return function
         why = "it counts wrongly on this GPU"
     except RuntimeError as error:
-        why = " ".join(str(error).split())
+        why = in_a_line(error)
     kernel.say_without(why)
     return None
 
