@@ -20,6 +20,7 @@ import torch
 from torch import Tensor, nn
 from torch._dynamo.backends.common import aot_autograd
 from torch._functorch._aot_autograd.utils import make_boxed_func
+from torch._subclasses.fake_tensor import unset_fake_temporarily
 
 from benchmarks.models import MODELS
 from trt_dynamo.runtime.calls import Call
@@ -104,7 +105,8 @@ def nothing(module: torch.fx.GraphModule, _: Any) -> Callable[..., Any]:
 
 def made_as(node: torch.fx.Node) -> Tensor:
     value = node.meta["val"]
-    return torch.full(tuple(value.shape), 0.5, dtype=value.dtype, device=value.device)
+    with unset_fake_temporarily():
+        return torch.full(tuple(value.shape), 0.5, dtype=value.dtype, device=value.device)
 
 
 # On the CPU the caller's own thread reads the weights, which would be all that is seen.

@@ -160,6 +160,13 @@ def test_what_is_stored_is_what_a_run_looks_up(case: Case) -> None:
     assert stored() == set(found.keys)
 
 
+def test_the_cpus_convolutions_limit_no_size() -> None:
+    """torch would choose one by the batch, and so guard it."""
+    case = CASES["channels last, dynamic"]
+    assert ahead(made(case), case, CUDA).problems == []
+    assert (2, 2, 64) in report()["builds"][-1]["ranges"].values()
+
+
 @pytest.mark.cuda
 @pytest.mark.parametrize("case", CASES.values(), ids=CASES.keys())
 def test_what_is_stored_is_what_a_gpu_looks_up(case: Case) -> None:

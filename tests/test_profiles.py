@@ -105,6 +105,9 @@ SOURCES: dict[str, tuple[Callable[..., Any], tuple[Any, ...], list[list[tuple[in
     "a check": (check_four, (torch.randn(5),), [[(4, 5, 20)]]),
     "a comparison": (lambda x: x + 1 if x.shape[0] < 9 else x, (torch.randn(5),), [[(2, 5, 8)]]),
     "a table": (lambda x: x + torch.ones(12)[: x.shape[0]], (torch.randn(5),), [[(2, 5, 12)]]),
+    "a comparison far away": (lambda x: x + 1 if x.shape[0] < 5000 else x, (torch.randn(5),), [[(2, 5, 4999)]]),
+    "a limit of a kernel": (lambda x: x + 1 if x.shape[0] <= 65535 else x, (torch.randn(5),), [[(2, 5, 64)]]),
+    "a limit that is near": (lambda x: x + 1 if x.shape[0] <= 9000 else x, (torch.randn(8000),), [[(2, 8000, 9000)]]),
     "equal dims": (
         lambda x, y: x @ y,
         (torch.randn(5, 6), torch.randn(6, 7)),
@@ -130,6 +133,7 @@ def test_a_range_comes_from(name: str) -> None:
         ({"min": 4, "max": 32}, (4, 5, 32)),
         ({"min": 1, "max": 8}, (2, 5, 8)),
         ({"min": 5, "max": 5000}, (5, 5, 5000)),
+        ({"min": 2, "max": 100000}, (2, 5, 100000)),
         ({}, (2, 5, 64)),
     ],
 )

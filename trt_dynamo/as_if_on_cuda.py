@@ -161,17 +161,30 @@ def modules_of(model: Callable[..., Any]) -> list[nn.Module]:
 
 @contextlib.contextmanager
 def layouts_of_cuda(place: torch.device) -> Iterator[None]:
-    """Gives the results of convolutions on twins the layouts that cuDNN gives them."""
+    """Gives the results of convolutions on twins the layouts that cuDNN gives them, and keeps torch from asking which
+    of the CPU's convolutions it would take: the answer depends on the batch, and the graph would be one for that.
+    """
     if place != CPU_FOR_CUDA:
         yield
         return
-    known = torch._C._conv_determine_backend_memory_format
-    empty: Any = vars(torch._C)["_ConvBackend"].Empty
+    select, determine = torch._C._select_conv_backend, torch._C._conv_determine_backend_memory_format
+    backends: Any = vars(torch._C)["_ConvBackend"]
+
+    def backend(*args: Any, **kwargs: Any) -> Any:
+        x = kwargs["input"] if "input" in kwargs else args[0]
+        if x.device != place:
+            return select(*args, **kwargs)
+        empty = any(isinstance(size, int) and size == 0 for size in x.shape)
+        return backends.Empty if empty else backends.Cudnn
 
     def layout(x: torch.Tensor, weight: torch.Tensor, backend: Any) -> torch.memory_format:
-        return known(x, weight, backend) if x.device != place or backend == empty else layout_of_cudnn(x, weight)
+        known = x.device != place or backend == backends.Empty
+        return determine(x, weight, backend) if known else layout_of_cudnn(x, weight)
 
-    with mock.patch.object(torch._C, "_conv_determine_backend_memory_format", layout):
+    with (
+        mock.patch.object(torch._C, "_select_conv_backend", backend),
+        mock.patch.object(torch._C, "_conv_determine_backend_memory_format", layout),
+    ):
         yield
 
 

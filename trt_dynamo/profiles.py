@@ -28,6 +28,9 @@ GROWTH = 2
 FLOOR = 64
 DATA_CEILING = 2**16  # a first range of what depends on data ends here
 LARGEST = 2**31 - 1
+# Up to here an end that a guard has set may be the model's own, as a table of positions has; larger ones are limits of
+# torch's kernels, such as the 65,535 images of cuDNN's batch norm.
+BY_GUARD = 2**13
 
 
 @dataclasses.dataclass(frozen=True)
@@ -97,7 +100,8 @@ def ranges_of(values: Iterable[Any]) -> dict[sympy.Symbol, Range]:
 
 
 def range_of(symbol: sympy.Symbol, shape_env: Any, *, is_number: bool = False) -> Range:
-    """The range of one symbol: what was declared, else the ShapeEnv's where it is closed, else around the size seen.
+    """The range of one symbol: what was declared, else the ShapeEnv's where it is closed, else around the size seen. A
+    large end that a guard has set counts as open: no user has said that such sizes come.
 
     A size that depends on data was never seen; its bound (all elements of a mask are true) may be far from what comes.
     Where it is a number of its own (`item`, or an int among the arguments, which may be less than 0), which may say
@@ -113,12 +117,26 @@ def range_of(symbol: sympy.Symbol, shape_env: Any, *, is_number: bool = False) -
         lower, upper = max(declared.min, least), min(declared.max, most)
         return aligned(Range(lower, clamped(declared.opt, lower, upper), upper), *step_of(symbol, shape_env))
     seen = max(seen, least)
-    upper = most if most < LARGEST // 2 else max(GROWTH * seen, FLOOR)
+    closed = most < LARGEST // 2 and not (most > BY_GUARD and ends_by_guard(symbol, shape_env, most))
+    upper = most if closed else min(most, max(GROWTH * seen, FLOOR))
     if hint is None:
         upper = min(upper, max(DATA_CEILING, GROWTH * least))
         seen = seen if is_number else (least + upper) // 2
     upper = max(upper, least)
     return aligned(Range(least, clamped(seen, least, upper), upper), *step_of(symbol, shape_env))
+
+
+def ends_by_guard(symbol: sympy.Symbol, shape_env: Any, most: int) -> bool:
+    """Whether a comparison in the graph, and no declaration, says that the symbol ends there."""
+    guards = (guard.expr for guard in getattr(shape_env, "guards", ()))
+    return any(
+        isinstance(guard, sympy.core.relational.Relational)
+        and guard.free_symbols == {symbol}
+        and not demands_divisor(guard)
+        and lets_in(guard, symbol, most)
+        and not lets_in(guard, symbol, most + 1)
+        for guard in guards
+    )
 
 
 def clamped(size: int, lower: int, upper: int) -> int:
