@@ -95,10 +95,13 @@ PLAIN: dict[str, tuple[nn.Module, tuple[Any, ...]]] = {
     "numbers": (Calls(lambda self, x, a, b: (x * a).clamp(max=b) + self.weight[0]), (x, 2, 0.5)),
     "complex": (Calls(lambda self, x: torch.fft.rfft(x).abs()), (x,)),
     "dropout": (Calls(lambda self, x: F.dropout(x, 0.5, training=False) + torch.rand_like(x) * 0), (x,)),
+    "recurrent": (nn.LSTM(4, 3, 2, batch_first=True, bidirectional=True), (torch.randn(2, 5, 4),)),
+    "matrix products": (Calls(lambda self, x: x.expand(3, 2, 4) @ x.t() @ x[:, 0] + self.weight.sum()), (x,)),
     "upsampling": (nn.Upsample(scale_factor=2, mode="bilinear"), (torch.randn(1, 3, 4, 4),)),
 }
 
 
+@pytest.mark.filterwarnings("ignore:The tensor attribute")  # torch's export of recurrent layers
 @pytest.mark.parametrize("name", PLAIN)
 def test_the_graph_is_the_one_that_aot_autograd_makes(name: str) -> None:
     model, args = PLAIN[name]

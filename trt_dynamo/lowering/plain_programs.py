@@ -19,6 +19,7 @@ from torch.utils._pytree import tree_leaves
 
 from trt_dynamo.lowering.passes import run_passes
 from trt_dynamo.lowering.recording import OF_ITS_OWN, Recorder
+from trt_dynamo.lowering.whole import keep_whole
 from trt_dynamo.profiles import shape_env_of
 from trt_dynamo.settings import Settings
 
@@ -35,18 +36,12 @@ class Tracer(Recorder):
     def __torch_dispatch__(
         self, func: Any, types: Sequence[type], args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None
     ) -> Any:
-        if self.is_composite(func):
+        if func not in self.table and is_composite(func):
             with self:
                 return func.decompose(*args, **(kwargs or {}))
         if func is aten.as_strided_.default:
             return self.lie_otherwise(*args)
         return super().__torch_dispatch__(func, types, args, kwargs)
-
-    def is_composite(self, func: Any) -> bool:
-        """Whether the op is other ops in torch's own code."""
-        if not isinstance(func, OpOverload) or func in self.table or func.namespace == "prim":
-            return False
-        return func._can_decompose()
 
     def lie_otherwise(self, value: torch.Tensor, *form: Any) -> torch.Tensor:
         """A new tensor gets another form in memory, in code of torch's that is not made functional."""
@@ -66,7 +61,7 @@ def functional(module: GraphModule, settings: Settings) -> GraphModule | None:
     if not is_plain(module):
         return None
     try:
-        traced = recorded(module)
+        traced = recorded(keep_whole(module))
     except Exception as error:  # noqa: BLE001  AOTAutograd knows how, or says better why not
         log.debug("a program is left to AOTAutograd: %s: %s", type(error).__name__, error)
         return None
@@ -87,6 +82,11 @@ def is_plain(module: GraphModule) -> bool:
 def is_op(node: Node) -> bool:
     known = isinstance(node.target, OpOverload) or getattr(node.target, "__module__", "") == "_operator"
     return node.op == "call_function" and known
+
+
+def is_composite(target: Any) -> bool:
+    """Whether an op is other ops in torch's own code, which AOTAutograd puts before any decomposition."""
+    return isinstance(target, OpOverload) and target.namespace != "prim" and target._can_decompose()
 
 
 def recorded(module: GraphModule) -> GraphModule:
@@ -120,7 +120,7 @@ def interpreter(module: GraphModule, tracer: Tracer) -> Callable[..., tuple[Any,
                 tracer.origin = node
                 args, kwargs = torch.fx.map_arg((node.args, node.kwargs), known.__getitem__)
                 # What such code writes to, it has made: taken apart here, that is made functional too.
-                call = node.target.decompose if tracer.is_composite(node.target) else node.target
+                call = node.target.decompose if is_composite(node.target) else node.target
                 known[node] = call(*args, **kwargs)
             elif node.op == "output":
                 results = tuple(torch.fx.map_arg(node.args[0], known.__getitem__))
