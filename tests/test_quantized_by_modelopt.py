@@ -19,7 +19,7 @@ import trt_dynamo
 from tests.compiled import assert_same, compiled, engine_calls
 from tests.test_quantization import kinds, networks_of
 from trt_dynamo.build import build, profile_of
-from trt_dynamo.lowering.modelopt import exportable, replaced_function
+from trt_dynamo.lowering.modelopt import exportable, replaced_function, teach_dynamo, wait_for_modelopt
 from trt_dynamo.reports import report
 from trt_dynamo.settings import Settings
 
@@ -233,6 +233,19 @@ def test_a_program_with_modelopts_own_op(mtq: Any) -> None:
     before = engine_calls()
     assert_same(run(x), made(x))
     assert engine_calls() == before + 1
+
+
+def test_a_dynamo_that_cannot_be_taught(mtq: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As with a ModelOpt that computes otherwise, and a torch that has changed: graphs end, results are right."""
+    from torch._dynamo import trace_rules
+
+    monkeypatch.delattr(trace_rules, "add_module_init_func")
+    wait_for_modelopt()
+    teach_dynamo()  # it knows it already
+    module = sys.modules["modelopt.torch.quantization.tensor_quant"]
+    monkeypatch.setattr(module, "_tensor_quant", lambda *_: (torch.ones(2), torch.ones(1)))
+    assert replaced_function() is None
+    teach_dynamo()
 
 
 # -- trt_dynamo.quantize ----------------------------------------------------------------------------------------------

@@ -54,8 +54,12 @@ def replaced_function() -> Callable[..., Any] | None:
 def teach_dynamo() -> None:
     """Has Dynamo trace our op in the place of ModelOpt's function; called when it first meets ModelOpt."""
     function = replaced_function()
-    if function is not None:
+    if function is None:
+        return
+    try:
         torch.compiler.substitute_in_graph(function, skip_signature_check=True)(quantized_integers)
+    except ValueError as error:  # somebody else has taught it
+        log.info("ModelOpt's integer quantizers are left to Dynamo: %s", error)
 
 
 def wait_for_modelopt() -> None:
@@ -63,8 +67,13 @@ def wait_for_modelopt() -> None:
     import torch._dynamo.decorators  # noqa: F401  it completes trace_rules
     from torch._dynamo import trace_rules
 
-    if PACKAGE not in trace_rules._lazy_module_init:
-        trace_rules.add_module_init_func(PACKAGE, teach_dynamo)
+    wait, waiting = (getattr(trace_rules, name, None) for name in ("add_module_init_func", "_lazy_module_init"))
+    if wait is None or waiting is None:
+        log.info(
+            "this torch does not say when Dynamo meets a package: ModelOpt's integer quantizers end graphs on CPUs"
+        )
+    elif PACKAGE not in waiting:
+        wait(PACKAGE, teach_dynamo)
 
 
 wait_for_modelopt()
