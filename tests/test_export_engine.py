@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections import OrderedDict
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from torch.export import Dim
+from torch.utils._pytree import register_pytree_node
 
 import trt_dynamo
 from tests.compiled import assert_same
@@ -52,6 +54,42 @@ class Named(torch.nn.Module):
     def forward(self, ids: torch.Tensor, x: torch.Tensor, unused: Any = None) -> dict[str, Any]:
         y = self.linear(x) + ids[:, None]
         return {"logits": y, "turned": y.t(), "x": x, "pair": (y, [y[:, 0]]), "none": None}
+
+
+class Sample(OrderedDict[str, torch.Tensor]):
+    """As diffusers' models give out: a dict that torch can flatten, without the names of its parts."""
+
+
+class Pair:
+    """Parts without names."""
+
+    def __init__(self, parts: list[torch.Tensor]) -> None:
+        self.parts = parts
+
+
+def rebuilt(values: Iterable[Any], keys: Any) -> Sample:
+    return Sample(zip(keys, values, strict=True))
+
+
+register_pytree_node(Sample, lambda s: (list(s.values()), list(s)), rebuilt, serialized_type_name="tests.Sample")
+register_pytree_node(Pair, lambda p: (p.parts, None), lambda v, _: Pair(list(v)), serialized_type_name="tests.Pair")
+
+
+@pytest.mark.parametrize(
+    ("give", "names"),
+    [
+        (lambda a, b: Sample(sample=a, mean=b), ["sample", "mean"]),
+        (lambda a, b: Pair([a, b]), ["output_0", "output_1"]),
+        (lambda a, b: {"x": a, "y": [b]}, ["output_x", "y_0"]),
+    ],
+)
+def test_results_of_all_classes_have_names(give: Callable[..., Any], names: list[str], tmp_path: Path) -> None:
+    class Model(torch.nn.Module):
+        def forward(self, x: torch.Tensor) -> Any:
+            return give(x.relu() + 1, x.sum(-1))
+
+    made = export_engine(Model(), (torch.randn(2, 3),), tmp_path / "model.plan")
+    assert [each.name for each in made.outputs] == names
 
 
 def test_names_sizes_and_results(tmp_path: Path, networks: list[Any]) -> None:

@@ -155,10 +155,23 @@ def result_names(lifted: Lifted) -> list[str]:
     spec = lifted.out_spec
     whole = pytree.tree_unflatten(list(range(spec.num_leaves)), spec)
     names = [""] * spec.num_leaves
-    for keys, index in pytree.tree_flatten_with_path(whole)[0]:
+    for keys, index in leaves_with_path(whole):
         parts = [str(next(v for a in ("key", "idx", "name") if (v := getattr(k, a, None)) is not None)) for k in keys]
         names[index] = re.sub(r"\W", "_", "_".join(parts)) or "output"
     return names
+
+
+def leaves_with_path(tree: Any) -> list[tuple[Any, Any]]:
+    """The leaves of a tree, each with its path. Classes that torch was told how to flatten without the names of their
+    parts, such as the outputs of diffusers' models, are taken for the dicts that they are, or for lists.
+    """
+    try:
+        return pytree.tree_flatten_with_path(tree)[0]
+    except ValueError:
+        plain = dict(tree) if isinstance(tree, Mapping) else None
+        leaves = pytree.tree_leaves(tree)
+        named = plain is not None and pytree.tree_leaves(plain) == leaves
+        return pytree.tree_flatten_with_path(plain if named else leaves)[0]
 
 
 def with_weights(module: GraphModule, lifted: Lifted) -> Lowered:
