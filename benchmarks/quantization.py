@@ -1,18 +1,20 @@
 """INT8, FP8 and INT4 on the pretrained MiniLM: how the similarities of sentences rank, and the bytes of the plans; and
 the plans of GPT-2 with weights of codes.
 
-Needs torchao and the packages of the extra `demo`. The numbers are those of the evaluator (PyTorch, on the CPU); the
-plans are built by TensorRT for RTX, which needs no GPU for it.
+Needs torchao, ModelOpt and the packages of the extra `demo`. The numbers are those of the evaluator (PyTorch, on the
+CPU); the plans are built by TensorRT for RTX, which needs no GPU for it.
 
     python -m benchmarks.quantization
+    python -m benchmarks.quantization int8 modelopt       # the rows that name one of these
 """
 
 from __future__ import annotations
 
 import importlib
+import sys
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,14 +25,20 @@ from trt_dynamo.cache import open_store
 from trt_dynamo.demo import embedding
 from trt_dynamo.demo.embedding import SentenceEncoder, Tokenizer
 
+# The tool, the type, the method.
 CASES = (
-    ("int8", "minmax"),
-    ("int8", "smooth"),
-    ("int8", "entropy"),
-    ("int8", "percentile"),
-    ("fp8", "minmax"),
-    ("int8wo", None),
-    ("int4wo", None),
+    ("torchao", "int8", "minmax"),
+    ("torchao", "int8", "smooth"),
+    ("torchao", "int8", "entropy"),
+    ("torchao", "int8", "percentile"),
+    ("torchao", "fp8", "minmax"),
+    ("torchao", "int8wo", None),
+    ("torchao", "int4wo", None),
+    ("modelopt", "int8", "minmax"),
+    ("modelopt", "int8", "smooth"),
+    ("modelopt", "fp8", "minmax"),
+    ("modelopt", "int8wo", None),
+    ("modelopt", "int4wo", "awq"),
 )
 TARGETS = ("8.9", "12.0")
 BATCH = 32
@@ -58,9 +66,11 @@ def similarities(model: Any, tokenizer: Tokenizer, first: int, last: int) -> tor
     return (vectors @ vectors.T)[rows, columns]
 
 
-def quantized(model: SentenceEncoder, tokenizer: Tokenizer, dtype: str, method: str | None) -> torch.nn.Module:
+def quantized(
+    model: SentenceEncoder, tokenizer: Tokenizer, dtype: str, method: str | None, tool: str = "torchao"
+) -> torch.nn.Module:
     """Calibrated with the first sentences; the others are for the comparison."""
-    return trt_dynamo.quantize(model, batches(tokenizer, 0, CALIBRATED), dtype, method=method)
+    return trt_dynamo.quantize(model, batches(tokenizer, 0, CALIBRATED), dtype, method=method, tool=tool)
 
 
 def compiled(model: torch.nn.Module, **options: Any) -> Any:
@@ -96,27 +106,40 @@ class Logits(torch.nn.Module):
 
 def language_model() -> None:
     model, batch = Logits(), (torch.arange(2 * 16).reshape(2, 16),)
-    print(f"| GPT-2, float32 | - | - | - | {plans(model, batch)} |", flush=True)
+    print(f"| GPT-2 | float32 | - | - | - | {plans(model, batch)} |", flush=True)
     for dtype in ("int8wo", "int4wo"):
-        print(f"| GPT-2, {dtype} | - | - | - | {plans(trt_dynamo.quantize(model, None, dtype), batch)} |", flush=True)
+        made = trt_dynamo.quantize(model, None, dtype)
+        print(f"| GPT-2 | {dtype} | - | - | - | {plans(made, batch)} |", flush=True)
 
 
-def main() -> None:
+def sentences(wanted: Callable[..., bool]) -> None:
     model, tokenizer = embedding.load(torch.device("cpu"))
     count = len(embedding.lines_of("sentences"))
-    expected = similarities(model, tokenizer, CALIBRATED, count)
-    print("| type | method | Spearman | calibration | " + " | ".join(f"plan, SM {target}" for target in TARGETS) + " |")
-    print("| --- | --- | --- | --- | --- | --- |")
     first = next(batches(tokenizer, 0, BATCH))
-    print(f"| float32 | - | 1 | - | {plans(model, first)} |", flush=True)
-    for dtype, method in CASES:
+    if wanted("float32"):
+        print(f"| - | float32 | - | 1 | - | {plans(model, first)} |", flush=True)
+    expected = similarities(model, tokenizer, CALIBRATED, count)
+    for tool, dtype, method in CASES:
+        if not wanted(tool, dtype, method):
+            continue
         started = time.perf_counter()
-        made = quantized(model, tokenizer, dtype, method)
+        made = quantized(model, tokenizer, dtype, method, tool)
         took = time.perf_counter() - started
         found = spearman(expected, similarities(compiled(made), tokenizer, CALIBRATED, count))
-        print(f"| {dtype} | {method or '-'} | {found:.4f} | {took:.0f} s | {plans(made, first)} |", flush=True)
-    language_model()
+        print(f"| {tool} | {dtype} | {method or '-'} | {found:.4f} | {took:.0f} s | {plans(made, first)} |", flush=True)
+
+
+def main(names: Sequence[str]) -> None:
+    def wanted(*of: str | None) -> bool:
+        return not names or any(name in of for name in names)
+
+    titles = ["tool", "type", "method", "Spearman", "calibration", *(f"plan, SM {target}" for target in TARGETS)]
+    print(f"| {' | '.join(titles)} |\n|{' --- |' * len(titles)}")
+    if wanted("float32", *(name for case in CASES for name in case)):
+        sentences(wanted)
+    if wanted("gpt2"):
+        language_model()
 
 
 if __name__ == "__main__":
-    main()
+    main(sys.argv[1:])

@@ -280,6 +280,18 @@ def test_quantize_with_modelopt(
     assert (kinds(network).count("QUANTIZE"), kinds(network).count("DEQUANTIZE")) == layers
 
 
+def test_norms_stay_in_floats(mtq: Any) -> None:
+    """ModelOpt's own configurations quantize what goes into them."""
+    model, x = nn.Sequential(nn.Linear(8, 8), nn.LayerNorm(8), nn.Linear(8, 8)).eval(), torch.randn(4, 8)
+    made: Any = trt_dynamo.quantize(model, [x], tool="modelopt", method="minmax")
+    own = quantized(mtq, "INT8_DEFAULT_CFG", copy.deepcopy(model), x)
+    assert [m.input_quantizer.is_enabled for m in own] == [True, True, True]
+    assert [getattr(getattr(m, "input_quantizer", None), "is_enabled", False) for m in made] == [True, False, True]
+    with torch.no_grad():
+        assert_same(compiled(own, cache="off")(x), own(x))
+        assert_same(compiled(made, cache="off")(x), made(x))
+
+
 @pytest.mark.parametrize(("method", "group"), [(None, 32), pytest.param("awq", None, marks=SLOW)])
 def test_four_bits(mtq: Any, method: str | None, group: int | None, monkeypatch: pytest.MonkeyPatch) -> None:
     torch.manual_seed(0)

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from trt_dynamo.quantization.asked import Asked, with_first
 from trt_dynamo.quantization.weight_only import kept
@@ -80,6 +80,15 @@ def configuration(tool: Any, model: nn.Module, asked: Asked) -> dict[str, Any]:
         if asked.group is not None and entry["quantizer_name"] == "*weight_quantizer":
             bits = 4 if asked.dtype == "int4wo" else 8
             entry["cfg"] = {"num_bits": bits, "block_sizes": {-1: asked.group, "type": "static"}}
-    names = [name for name, _ in model.named_modules() if name and kept(name, asked.keep)]
+    modules = [(name, module) for name, module in model.named_modules() if name]
+    names = [name for name, module in modules if kept(name, asked.keep) or multiplies_nothing(module)]
     entries += [{"quantizer_name": f"{name}.*quantizer", "enable": False} for name in names]
     return found
+
+
+def multiplies_nothing(module: nn.Module) -> bool:
+    """Whether it is a norm, a pooling layer or the like. ModelOpt quantizes the inputs of some, which brings no faster
+    products, and costs a transformer much: there lie the sums of its residuals, of which few channels reach far.
+    """
+    weight = getattr(module, "weight", None)
+    return not any(True for _ in module.children()) and (not isinstance(weight, Tensor) or weight.ndim < 2)
