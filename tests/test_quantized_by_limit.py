@@ -42,6 +42,23 @@ def test_the_numbers(how: Any, amax: float) -> None:
     torch.testing.assert_close(found, torch.tensor(expected), rtol=1e-6, atol=1e-9)
 
 
+LAYOUTS = {
+    "dense": torch.randn(2, 3, 4, 5),
+    "channels last": torch.randn(2, 3, 4, 5).to(memory_format=torch.channels_last),
+    "transposed": torch.randn(5, 4, 3, 2).permute(3, 2, 1, 0),
+    "a slice": torch.randn(2, 3, 4, 10)[..., ::2],
+    "half": torch.randn(2, 3, 4, 5).to(torch.bfloat16),
+}
+
+
+@pytest.mark.parametrize("amax", [torch.tensor(2.0), torch.rand(3, 1, 1) + 1], ids=["one", "several"])
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_what_torch_asks_of_an_op(layout: str, amax: Tensor) -> None:
+    torch.library.opcheck(fake_quantize, (LAYOUTS[layout], amax, *INT8))
+    x = LAYOUTS[layout]
+    assert fake_quantize(x, amax, *FP8).stride() == torch.empty_like(x).stride()
+
+
 def test_what_it_does_not_know() -> None:
     with pytest.raises(NotImplementedError, match="6 bits with an exponent of 3"):
         fake_quantize(torch.ones(2), torch.tensor(1.0), 6, 3, False, False)
