@@ -197,7 +197,9 @@ class SegmentModule(torch.nn.Module):
     def prepare(self, tensors: Sequence[torch.Tensor]) -> None:
         """Builds (or loads) the engine for the weights that the model has now, at once or in the background."""
         with self.lock:
-            self.serve(tensors, NEW_GRAPH, self.settings.compile == "background")
+            slot, _ = self.serve(tensors, NEW_GRAPH, self.settings.compile == "background")
+            if self.reads and slot is not None and slot.fitted is not None and slot.weights is not None:
+                self.likely[id(tensors[0])] = slot  # the first call reads the weights like any other
 
     def leave_to_parent(self) -> object:
         """Gives up all engines, and a lock that another thread may hold: for a forked child."""
