@@ -44,6 +44,7 @@ from trt_dynamo.runtime.cuda_graphs import CAPTURE, NotNow
 from trt_dynamo.runtime.engine import Engine, load_plan
 from trt_dynamo.runtime.guard import Guard
 from trt_dynamo.runtime.layouts import with_same_layouts
+from trt_dynamo.runtime.one_look import with_one_look
 from trt_dynamo.runtime.whole_graph import WholeGraph, why_not_whole
 from trt_dynamo.settings import Settings, warn_once
 from trt_dynamo.tf32 import allows_tf32
@@ -117,9 +118,10 @@ def compile_lowered(lowered: Lowered, settings: Settings) -> Callable[..., Any]:
         if settings.fallback == "inductor":
             outer = compile_eager_parts(parts, settings, f"graph_{number}")
     log.info("%d segments, %d nodes in TensorRT, %d in eager", len(parts.segments), *split_count(parts.verdicts))
-    run = boxed(outer)
+    name, verified = f"graph_{number}", settings.verify != "off"
+    run = with_one_look(name, boxed(outer), lowered.module, len(parts.segments), device, verified)
     if settings.cuda_graphs == "whole" and device.type == "cuda":
-        run = in_whole_graph(run, lowered, device, settings, f"graph_{number}")
+        run = in_whole_graph(run, lowered, device, settings, name)
     return with_same_layouts(run, lowered.module)
 
 

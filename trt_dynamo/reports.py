@@ -77,10 +77,10 @@ def renew_lock() -> None:
     LOCK = threading.Lock()
 
 
-def count(counter: str, reason: str | None = None) -> int:
-    """Adds one to a counter, and to the reason under it. Returns the counter."""
+def count(counter: str, reason: str | None = None, amount: int = 1) -> int:
+    """Adds one, or more, to a counter, and one to the reason under it. Returns the counter."""
     with LOCK:
-        counts[counter] += 1
+        counts[counter] += amount
         total = counts[counter]
         if reason is None:
             return total

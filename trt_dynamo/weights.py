@@ -115,6 +115,7 @@ class Snapshot:
     declared: int
     content: bytes
     reader: Reader
+    first: tuple[int, ...] = (0,)  # one tensor of each set that it is of
 
     def begin(self) -> None:
         """To be called before the engine is started, and `holds` afterwards."""
@@ -126,11 +127,9 @@ class Snapshot:
         if self.check == "frozen":
             # Another model has tensors of its own; where it happens to get the names of one that is gone, while the
             # memory of that one lives on, it has memory of its own.
-            return (
-                objects_of(tensors) == self.objects
-                and self.declared == STEPS.declared
-                and (not tensors or tensors[0].data_ptr() == self.pointers[0])
-            )
+            if objects_of(tensors) != self.objects or self.declared != STEPS.declared:
+                return False
+            return not tensors or [tensors[i].data_ptr() for i in self.first] == [self.pointers[i] for i in self.first]
         if self.check == "observed":
             return (
                 self.steps == STEPS.count

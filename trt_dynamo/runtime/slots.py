@@ -33,6 +33,7 @@ class Slot:
     weights: WeightSet | None
     fitted: tuple[Engine, Snapshot | None] | None = None
     stale: Engine | None = None
+    turn: object = None  # another one before `fitted` changes, and after
     calm: int = 0  # calls since the weights last changed
     building: bool = False
     served: int = 0  # calls that the engine answered since it was refitted
@@ -54,14 +55,18 @@ class Slot:
         """Puts in an engine that has the weights of the set's last snapshot, or others."""
         if self.refused is not None:
             return
+        self.turn = object()
         if stale and self.weights is not None:
             self.fitted, self.stale = None, engine
         else:
             self.fitted, self.stale = (engine, self.weights.snapshot if self.weights is not None else None), None
+        self.turn = object()
 
     def take_out(self) -> None:
         """There is no engine now."""
+        self.turn = object()
         self.fitted = self.stale = None
+        self.turn = object()
 
     def refuse(self, why: str) -> None:
         """Takes the engine out; no other comes in."""

@@ -30,7 +30,7 @@ Boxed = Callable[[list[Any]], Sequence[Any]]
 
 
 @dataclasses.dataclass(eq=False)
-class Use:
+class CapturedUse:
     """An engine in a captured call, and the weights that it had."""
 
     slot: Slot

@@ -1,0 +1,226 @@
+"""One look at the weights of all engines in a compiled call, in place of one for each engine.
+
+Comes in: what computes a lowered graph. Goes out: the same; once each of its segments was answered by an engine some
+times in a row, the next calls start the same engines without asking, and look at all their weights at the end. Where
+that shows a change, or anything is not as it was, the call begins again and each segment looks for itself. So this is
+for graphs that can be run twice.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+import logging
+import operator
+import threading
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch.fx import GraphModule
+
+from trt_dynamo.processes import forget_in_children
+from trt_dynamo.reports import count
+from trt_dynamo.runtime.cuda_graphs import CAPTURE
+from trt_dynamo.weights import Reader, Snapshot, objects_of
+
+if TYPE_CHECKING:
+    from trt_dynamo.runtime.engine import Engine
+    from trt_dynamo.runtime.slots import Slot
+
+log = logging.getLogger(__name__)
+
+Boxed = Callable[[list[Any]], Sequence[Any]]
+
+# So many calls in a row must find all as it was before; twice as many after each that did not, up to PATIENCE.
+CALM, PATIENCE = 3, 64
+
+
+class NotAsBefore(Exception):
+    """A segment has another engine than in the calls before."""
+
+
+@dataclasses.dataclass(eq=False)
+class Use:
+    """An engine that answered in a call: that of a slot at one of its turns. No engine is kept alive by this."""
+
+    segment: object
+    slot: Slot
+    turn: object
+    held: Snapshot | None
+    tensors: Sequence[torch.Tensor]
+
+
+@dataclasses.dataclass(eq=False)
+class Round:
+    """A call. With `look` it is one that looks at the end; without, one whose segments look each, and note it here:
+    None for a segment that was answered otherwise.
+    """
+
+    look: Look | None = None
+    uses: list[Use | None] = dataclasses.field(default_factory=list)
+    tensors: list[Sequence[torch.Tensor]] = dataclasses.field(default_factory=list)
+    at: int = 0
+
+    def next_engine(self, segment: object, tensors: Sequence[torch.Tensor]) -> Engine:
+        """The engine that answered at this place before."""
+        assert self.look is not None
+        if self.at == len(self.look.uses):
+            raise NotAsBefore
+        use = self.look.uses[self.at]
+        fitted = use.slot.fitted  # before its turn is read, which changes first
+        if use.segment is not segment or fitted is None or use.slot.turn is not use.turn:
+            raise NotAsBefore
+        self.at += 1
+        if use.held is not None:
+            self.tensors.append(tensors)
+        return fitted[0]
+
+
+class Rounds(threading.local):
+    """The call that this thread is in, if it is one of these."""
+
+    now: Round | None = None
+
+
+ROUNDS = Rounds()
+
+
+class Look:
+    """What all engines of a call hold, as one snapshot; None where no weights are baked into any."""
+
+    def __init__(self, uses: Sequence[Use]) -> None:
+        # Without the tensors, which a later call brings.
+        self.uses = [dataclasses.replace(use, tensors=()) for use in uses]
+        baked = [(use.held, use.tensors) for use in uses if use.held is not None]
+        self.snapshot = joined([held for held, _ in baked], [t for _, each in baked for t in each]) if baked else None
+
+
+def joined(parts: Sequence[Snapshot], tensors: Sequence[torch.Tensor]) -> Snapshot:
+    """The snapshots of some tensors as one of all of them."""
+    starts = itertools.accumulate([len(part.pointers) for part in parts[:-1]], initial=0)
+    return Snapshot(
+        parts[0].check,
+        objects_of(tensors),
+        [pointer for part in parts for pointer in part.pointers],
+        [version for part in parts for version in part.versions],
+        parts[0].steps,
+        parts[0].declared,
+        b"".join(part.content for part in parts),
+        Reader(tensors),
+        tuple(start for start, part in zip(starts, parts, strict=True) if part.pointers),
+    )
+
+
+def can_be_joined(uses: Sequence[Use]) -> bool:
+    """Whether one snapshot can stand for those of all: they are of one device, where content is read in their order,
+    and of one time, where that counts.
+    """
+    held = [use.held for use in uses if use.held is not None]
+    devices = {tensor.device for use in uses for tensor in use.tensors if use.held is not None}
+    times = {(each.check, {"observed": each.steps, "frozen": each.declared}.get(each.check)) for each in held}
+    return len(devices) <= 1 and len(times) <= 1
+
+
+class OneLook:
+    """Calls `run`, which has `segments` segments. Takes its arguments as a list."""
+
+    _boxed_call = True
+
+    def __init__(self, name: str, run: Boxed, segments: int, index: int | None) -> None:
+        self.name, self.run, self.segments = name, run, segments
+        self.index = index  # of the GPU; None on the CPU
+        self.look: Look | None = None
+        self.calm, self.patience = 0, CALM
+        forget_in_children(self)
+
+    def leave_to_parent(self) -> object:
+        """Engines are not for a forked child."""
+        left, self.look, self.calm = self.look, None, 0
+        return left
+
+    def __call__(self, args: list[Any]) -> Sequence[Any]:
+        if CAPTURE.calls is not None or ROUNDS.now is not None:
+            return self.run(args)
+        look = self.look
+        if look is not None and not self.captured_by_user():
+            results = self.at_the_end(look, args)
+            if results is not None:
+                return results
+            self.look, self.calm, self.patience = None, 0, min(2 * self.patience, PATIENCE)
+        return self.each_for_itself(args)
+
+    def captured_by_user(self) -> bool:
+        """Whether the user captures a CUDA graph: then each segment says what it can do."""
+        if self.index is None or not torch._C._cuda_getCurrentRawStream(self.index):
+            return False
+        return bool(torch._C._cuda_isCurrentStreamCapturing())
+
+    def at_the_end(self, look: Look, args: list[Any]) -> Sequence[Any] | None:
+        """The results, or None where they may not be those for the weights of this call."""
+        ROUNDS.now = this = Round(look)
+        try:
+            if look.snapshot is not None:
+                look.snapshot.begin()
+            results = self.run(args)
+        except Exception as error:  # noqa: BLE001  whatever it is: if it is not about the engines, it comes again
+            log.debug("%s begins again: %s: %s", self.name, type(error).__name__, error)
+            return None
+        finally:
+            ROUNDS.now = None
+        if this.at != len(look.uses):
+            return None
+        if look.snapshot is not None and not look.snapshot.holds(tuple(itertools.chain.from_iterable(this.tensors))):
+            return None
+        for use in look.uses:
+            use.slot.served += 1
+        count("engine_calls", amount=len(look.uses))
+        return results
+
+    def each_for_itself(self, args: list[Any]) -> Sequence[Any]:
+        ROUNDS.now = this = Round()
+        try:
+            results = self.run(args)
+        finally:
+            ROUNDS.now = None
+        uses = [use for use in this.uses if use is not None]
+        if len(uses) == len(this.uses) == self.segments and can_be_joined(uses):
+            self.calm += 1
+            if self.calm >= self.patience:
+                self.look = Look(uses)
+        else:
+            self.calm = 0
+        return results
+
+
+def with_one_look(
+    name: str, run: Boxed, module: GraphModule, segments: int, device: torch.device, verified: bool
+) -> Callable[..., Any]:
+    """`run`, with one look at the weights of its segments where there are some, none of which is `verified` by eager,
+    and where the lowered graph can be run twice.
+    """
+    if segments < 2 or verified or not repeatable(module):
+        return run
+    on_cuda = device.type == "cuda"
+    index = (device.index if device.index is not None else torch.cuda.current_device()) if on_cuda else None
+    return OneLook(name, run, segments, index)
+
+
+def repeatable(module: GraphModule) -> bool:
+    """Whether to run the graph twice is to run it once: it writes to nothing and draws no random numbers."""
+    return all(node.op != "call_function" or pure(node.target) for node in module.graph.nodes)
+
+
+def pure(target: Any) -> bool:
+    if isinstance(target, torch._ops.OpOverload):
+        return not target._schema.is_mutable and torch.Tag.nondeterministic_seeded not in target.tags
+    return getattr(target, "__module__", None) in ("_operator", "math") or target in (
+        operator.getitem,
+        torch.sym_float,
+        torch.sym_int,
+        torch.sym_max,
+        torch.sym_min,
+        torch.sym_not,
+        torch.sym_ite,
+        torch.sym_sum,
+    )
