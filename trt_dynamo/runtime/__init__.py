@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import functools
 import logging
-import operator
 import threading
 from collections.abc import Callable, Sequence
 from typing import Any, Protocol
@@ -28,7 +27,7 @@ from trt_dynamo.runtime.cuda_graphs import CAPTURE, WARM, NotNow
 from trt_dynamo.runtime.engine import Engine, OutsideProfile
 from trt_dynamo.runtime.guard import Guard
 from trt_dynamo.runtime.one_look import ROUNDS, Use
-from trt_dynamo.runtime.slots import Slot, takes_inputs
+from trt_dynamo.runtime.slots import Slot, items_at, takes_inputs
 from trt_dynamo.runtime.whole_graph import CapturedUse
 from trt_dynamo.settings import Settings
 from trt_dynamo.weights import Check, WeightSet, identity
@@ -479,13 +478,6 @@ class SegmentModule(torch.nn.Module):
         self.slots.clear()
         self.likely.clear()
         self.shared = None
-
-
-def items_at(positions: Sequence[int]) -> Callable[[Sequence[Any]], tuple[Any, ...]]:
-    """Takes these items out of a sequence, in half the time of a comprehension."""
-    if len(positions) == 1:
-        return lambda items, only=positions[0]: (items[only],)  # type: ignore[misc]
-    return operator.itemgetter(*positions) if positions else lambda _: ()
 
 
 def includes(wide: Ranges, narrow: Ranges) -> bool:

@@ -109,6 +109,7 @@ class Graph:
     dropped: bool = False
     after: torch.cuda.Event = dataclasses.field(default_factory=torch.cuda.Event)
     replays: int = 0
+    weights: Any = None  # what is looked at in a replay, as its owner found at the first
 
     def __post_init__(self) -> None:
         self.tensors = [result for result in self.results if isinstance(result, torch.Tensor)]

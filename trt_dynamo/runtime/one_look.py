@@ -22,7 +22,7 @@ from torch.fx import GraphModule
 from trt_dynamo.processes import forget_in_children
 from trt_dynamo.reports import count
 from trt_dynamo.runtime.cuda_graphs import CAPTURE
-from trt_dynamo.weights import Reader, Snapshot, objects_of
+from trt_dynamo.weights import Reader, Snapshot, pointers_of
 
 if TYPE_CHECKING:
     from trt_dynamo.runtime.engine import Engine
@@ -89,37 +89,38 @@ ROUNDS = Rounds()
 class Look:
     """What all engines of a call hold, as one snapshot; None where no weights are baked into any."""
 
-    def __init__(self, uses: Sequence[Use]) -> None:
+    def __init__(self, uses: Sequence[Use], baked: Sequence[tuple[Snapshot, Sequence[torch.Tensor]]]) -> None:
         # Without the tensors, which a later call brings.
         self.uses = [dataclasses.replace(use, tensors=()) for use in uses]
-        baked = [(use.held, use.tensors) for use in uses if use.held is not None]
-        self.snapshot = joined([held for held, _ in baked], [t for _, each in baked for t in each]) if baked else None
+        self.snapshot = joined(baked) if baked else None
 
 
-def joined(parts: Sequence[Snapshot], tensors: Sequence[torch.Tensor]) -> Snapshot:
+def joined(baked: Sequence[tuple[Snapshot, Sequence[torch.Tensor]]]) -> Snapshot:
     """The snapshots of some tensors as one of all of them."""
+    parts = [part for part, _ in baked]
     starts = itertools.accumulate([len(part.pointers) for part in parts[:-1]], initial=0)
     return Snapshot(
         parts[0].check,
-        objects_of(tensors),
+        b"".join(part.objects for part in parts),
         [pointer for part in parts for pointer in part.pointers],
         [version for part in parts for version in part.versions],
         parts[0].steps,
         parts[0].declared,
         b"".join(part.content for part in parts),
-        Reader(tensors),
+        Reader([tensor for _, tensors in baked for tensor in tensors]),
         tuple(start for start, part in zip(starts, parts, strict=True) if part.pointers),
     )
 
 
-def can_be_joined(uses: Sequence[Use]) -> bool:
-    """Whether one snapshot can stand for those of all: they are of one device, where content is read in their order,
-    and of one time, where that counts.
+def can_be_joined(parts: Sequence[tuple[Snapshot, Sequence[torch.Tensor]]]) -> bool:
+    """Whether one snapshot can stand for these, each with its tensors: they are of one device, where content is read in
+    their order; of one time, where that counts; and the tensors still lie where they lay.
     """
-    held = [use.held for use in uses if use.held is not None]
-    devices = {tensor.device for use in uses for tensor in use.tensors if use.held is not None}
-    times = {(each.check, {"observed": each.steps, "frozen": each.declared}.get(each.check)) for each in held}
-    return len(devices) <= 1 and len(times) <= 1
+    times = {(each.check, {"observed": each.steps, "frozen": each.declared}.get(each.check)) for each, _ in parts}
+    devices = {tensor.device for _, tensors in parts for tensor in tensors}
+    if len(times) > 1 or len(devices) > 1:
+        return False
+    return all(each.check == "frozen" or pointers_of(tensors) == each.pointers for each, tensors in parts)
 
 
 class OneLook:
@@ -184,10 +185,11 @@ class OneLook:
         finally:
             ROUNDS.now = None
         uses = [use for use in this.uses if use is not None]
-        if len(uses) == len(this.uses) == self.segments and can_be_joined(uses):
+        baked = [(use.held, use.tensors) for use in uses if use.held is not None]
+        if len(uses) == len(this.uses) == self.segments and can_be_joined(baked):
             self.calm += 1
             if self.calm >= self.patience:
-                self.look = Look(uses)
+                self.look = Look(uses, baked)
         else:
             self.calm = 0
         return results

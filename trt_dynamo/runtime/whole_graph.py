@@ -19,6 +19,8 @@ from trt_dynamo.reports import count
 from trt_dynamo.runtime import profiling
 from trt_dynamo.runtime.cuda_graphs import CAPTURE, Graph, Graphs
 from trt_dynamo.runtime.engine import Engine
+from trt_dynamo.runtime.one_look import can_be_joined, joined
+from trt_dynamo.runtime.slots import items_at
 
 if TYPE_CHECKING:
     from trt_dynamo.runtime.slots import Slot
@@ -47,18 +49,33 @@ class CapturedUse:
             raise EngineError("a weight is no argument of the call")
         self.positions, self.tensors = [known[id(t)] for t in self.tensors], ()
 
-    def begin(self) -> bool:
+    def ready(self) -> bool:
         """Before a replay: whether the engine still has the weights that it was captured with."""
         fitted = self.slot.fitted
-        if fitted is None or fitted[0] is not self.engine or fitted[1] is not self.held:
-            return False
-        if self.held is not None:
-            self.held.begin()
-        return True
+        return fitted is not None and fitted[0] is self.engine and fitted[1] is self.held
+
+
+class Weights:
+    """The weights of some engines, among the arguments of a call."""
+
+    def __init__(self, snapshot: Snapshot, positions: Sequence[int]) -> None:
+        self.snapshot, self.take = snapshot, items_at(positions)
+
+    def begin(self) -> None:
+        self.snapshot.begin()
 
     def holds(self, args: Sequence[Any]) -> bool:
-        """After it: whether they are those of the call."""
-        return self.held is None or self.held.holds(tuple([args[i] for i in self.positions]))
+        """Whether they are those of the call."""
+        return self.snapshot.holds(self.take(args))
+
+
+def weights_of(uses: Sequence[CapturedUse], args: Sequence[Any]) -> list[Weights]:
+    """What to look at in each replay: all at once where that can be, else engine by engine."""
+    baked = [(use.held, [args[i] for i in use.positions]) for use in uses if use.held is not None]
+    places = [use.positions for use in uses if use.held is not None]
+    if len(baked) > 1 and can_be_joined(baked):
+        return [Weights(joined(baked), [position for each in places for position in each])]
+    return [Weights(held, positions) for (held, _), positions in zip(baked, places, strict=True)]
 
 
 class WholeGraph:
@@ -113,19 +130,23 @@ class WholeGraph:
                 if use.engine.weights:  # they can be refitted: not now
                     use.engine.gate.enter()
                     entered.append(use.engine.gate)
-                if not use.begin():
+                if not use.ready():
                     return None
                 if not graph.replays:
                     use.engine.in_graphs.add(graph)
+            if graph.weights is None:
+                graph.weights = weights_of(graph.uses, args)
+            for weights in graph.weights:
+                weights.begin()
             results = graph.replay(args)
         finally:
             for gate in entered:
                 gate.leave()
-        if results is None or not all(use.holds(args) for use in graph.uses):
+        if results is None or not all(weights.holds(args) for weights in graph.weights):
             return None
         for use in graph.uses:
             use.slot.served += 1
-            count("engine_calls")
+        count("engine_calls", amount=len(graph.uses))
         return results
 
 
