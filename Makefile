@@ -73,6 +73,8 @@ $(VENV)/.demo $(VENV)/.dev: pyproject.toml | $(RUN)
 	.venv-examples/bin/pip install --quiet "$(TORCH)" --requirement examples/pretrained/requirements.txt
 	.venv-examples/bin/pip install --quiet --no-deps --requirement examples/pretrained/requirements_alone.txt
 	.venv-examples/bin/pip install --quiet --editable ".[rtx]" "pytest>=8.2" "hypothesis>=6.100"
+	@.venv-examples/bin/python -c "import torchaudio, torchvision" || { echo "torchaudio or torchvision was not made for \
+	    this build of torch: name another, make test-examples TORCH=..." >&2; exit 1; }
 	@touch $@
 
 $(RUN):
