@@ -2,7 +2,7 @@
 
 ModelOpt has an op, `tensorrt::quantize_op`, for most of them. For integers on a CPU it computes in Python and looks at
 the values, which ends Dynamo's graph at each quantizer; Dynamo traces our op in the place of that function. ModelOpt
-itself is neither loaded nor changed: nothing happens before Dynamo meets it.
+itself is not loaded, and computes as before: nothing happens before Dynamo meets it.
 """
 
 from __future__ import annotations
@@ -53,6 +53,7 @@ def replaced_function() -> Callable[..., Any] | None:
 
 def teach_dynamo() -> None:
     """Has Dynamo trace our op in the place of ModelOpt's function; called when it first meets ModelOpt."""
+    tell_truth_value()
     function = replaced_function()
     if function is None:
         return
@@ -60,6 +61,15 @@ def teach_dynamo() -> None:
         torch.compiler.substitute_in_graph(function, skip_signature_check=True)(quantized_integers)
     except ValueError as error:  # somebody else has taught it
         log.info("ModelOpt's integer quantizers are left to Dynamo: %s", error)
+
+
+def tell_truth_value() -> None:
+    """Gives what ModelOpt calls for a module's weight the truth value that it has: it is never empty. Torch 2.11 asks
+    for it where the object has no attributes yet and `__len__` fails, and so compiles no model with such modules.
+    """
+    kind = getattr(sys.modules.get("modelopt.torch.opt.dynamic"), "_FoldedCallback", None)
+    if kind is not None and not hasattr(kind, "__bool__"):
+        kind.__bool__ = lambda self: True
 
 
 def wait_for_modelopt() -> None:
