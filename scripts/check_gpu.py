@@ -1,11 +1,12 @@
 """Everything that needs a GPU, in one command, with the stand-in in TensorRT's place: the tests marked `cuda`, NVIDIA's
-memory checker over some of them, and what a call costs the host. About six minutes.
+memory checker over some of them, and what a call costs the host. About five minutes.
 
 Usage: python -m scripts.check_gpu [FOLDER for the record]
 """
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import os
 import platform
@@ -23,11 +24,13 @@ import trt_dynamo
 PYTEST = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-m", "cuda", "--tb=short"]
 # Only the files that have such tests: the others may need packages that a machine without network lacks.
 FILES = sorted(str(f) for f in Path("tests").glob("test_*.py") if "mark.cuda" in f.read_text())
+# Each process takes a part of the GPU's memory: four are safe on any.
+IN_PARALLEL = ["-n", "4"] if importlib.util.find_spec("xdist") else []
 # Few and small, since the checker slows every kernel down: engines, whole calls as CUDA graphs, streams, refits.
 CHECKED = "through or side_streams or mutations"
 
 STEPS: dict[str, list[str]] = {
-    "tests": [*PYTEST, *FILES],
+    "tests": [*PYTEST, *IN_PARALLEL, *FILES],
     "memory checker": [
         *("compute-sanitizer", "--tool", "memcheck", "--report-api-errors", "no", "--error-exitcode", "9"),
         *(*PYTEST, "tests/test_cuda.py", "tests/test_cuda_graphs.py", "-k", CHECKED),
