@@ -29,8 +29,8 @@ WRITES: dict[str, Write] = {
 }
 
 
-@pytest.fixture(autouse=True)
-def looks(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[EarlyLook]]:
+@pytest.fixture(autouse=True, params=[0, 64], ids=["all in the thread", "the small later"])
+def looks(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[list[EarlyLook]]:
     """The early looks of a test, which small models have here too; their threads end with the compilation."""
     made: list[EarlyLook] = []
 
@@ -40,6 +40,7 @@ def looks(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[EarlyLook]]:
             made.append(self)
 
     monkeypatch.setattr(early_look, "BYTES_PER_THREAD", 0)
+    monkeypatch.setattr(early_look, "LARGE", request.param)
     monkeypatch.setattr(early_look, "processors", lambda: 2)
     monkeypatch.setattr(early_look, "EarlyLook", Kept)
     yield made

@@ -17,11 +17,14 @@ from torch.fx import GraphModule
 
 from trt_dynamo.cache import digest
 from trt_dynamo.errors import Unsupported
-from trt_dynamo.fingerprints import fingerprint
+from trt_dynamo.fingerprints import ROW, fingerprint
 from trt_dynamo.runtime.slots import takes_inputs
 from trt_dynamo.settings import Settings
 from trt_dynamo.side_threads import BYTES_PER_THREAD, processors, started
 from trt_dynamo.weights import EARLY, STEPS, identity, versions_of
+
+# Bytes. What is smaller is not worth a wait for Python's lock, and the caller looks at it when it needs the rest.
+LARGE = 2**16
 
 PLAIN = (torch.Tensor, torch.nn.Parameter, torch.nn.Buffer)
 
@@ -34,7 +37,9 @@ class EarlyLook:
     def __init__(self, weights: Sequence[torch.Tensor]) -> None:
         STEPS.watch()
         self.steps, self.declared = STEPS.count, STEPS.declared
-        self.weights = sorted(weights, key=lambda tensor: -tensor.nbytes)
+        self.weights = [*weights]
+        self.large = sorted((w for w in weights if w.nbytes >= LARGE), key=lambda tensor: -tensor.nbytes)
+        self.small = [weight for weight in weights if weight.nbytes < LARGE]
         self.places = {id(tensor): place_of(tensor) for tensor in weights}
         self.versions = dict(zip(map(id, weights), versions_of(weights), strict=True))
         self.found: dict[int, tuple[bytes, str]] = {}
@@ -46,14 +51,23 @@ class EarlyLook:
 
     def look(self) -> None:
         try:
-            for tensor in self.weights:
+            for tensor in self.large:
                 if self.ended:
                     return
-                with contextlib.suppress(Unsupported):  # whoever needs it meets that again
-                    before = fingerprint([tensor])
-                    self.found[id(tensor)] = before, digest(tensor)
+                self.look_at([tensor])
         except BaseException as error:  # noqa: BLE001  raised where the thread is waited for
             self.errors.append(error)
+
+    def look_at(self, tensors: Sequence[torch.Tensor]) -> None:
+        try:
+            rows = fingerprint(tensors)
+        except Unsupported:  # whoever needs that one meets it again
+            for each in tensors if len(tensors) > 1 else ():
+                self.look_at([each])
+            return
+        for index, each in enumerate(tensors):
+            with contextlib.suppress(Unsupported):
+                self.found[id(each)] = rows[ROW * index : ROW * (index + 1)], digest(each)
 
     def seen(self, tensors: Sequence[torch.Tensor]) -> tuple[int, int, list[int], bytes] | None:
         """For a set of these tensors, once: steps, declared changes, versions and content as they were. None where it
@@ -83,6 +97,8 @@ class EarlyLook:
             self.thread.join()
         if self.errors:
             raise self.errors[0]
+        small, self.small = self.small, []
+        self.look_at(small)
         return all(id(t) in self.found and self.places[id(t)] == place_of(t) for t in tensors)
 
     def end(self) -> None:
