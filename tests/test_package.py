@@ -34,6 +34,7 @@ def test_metadata() -> None:
         "remote",
         "demo",
         "quantize",
+        "modelopt",
         "bench",
         "ray",
         "dev",
