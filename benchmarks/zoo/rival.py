@@ -37,7 +37,7 @@ from benchmarks.zoo.every import CASES
 
 RESULTS = Path(__file__).parent / "rival.jsonl"
 GPU = types.SimpleNamespace(name="none", major=8, minor=9, total_memory=8 << 30, multi_processor_count=1)
-ROUNDS = 2
+ROUNDS = 3
 
 
 @dataclasses.dataclass

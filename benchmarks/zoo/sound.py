@@ -144,7 +144,8 @@ class CellLoop(nn.Module):
 
 
 add(Case("torchaudio/conformer", "audio", conformer, frames, (12, 20), reads_numbers=True))
-add(Case("torchaudio/emformer", "audio", emformer, more_frames, (12, 16), reads_numbers=True))
+LENGTHS = "its code reads the longest length in each layer, and loops over segments"
+add(Case("torchaudio/emformer", "audio", emformer, more_frames, (12, 16), LENGTHS, reads_numbers=True))
 add(Case("torchaudio/wav2vec2", "audio", wav2vec2, wave, (2000, 2600)))
 add(Case("torchaudio/conv-tasnet", "audio", conv_tasnet, mono, (800, 1200)))
 add(Case("torchaudio/hdemucs", "audio", hdemucs, mono, (16384, 16384)))
