@@ -74,6 +74,7 @@ CASES: list[Any] = [
     pytest.param("FP8_PER_CHANNEL_PER_TOKEN_CFG", (4, 8), {FP8: 4}, marks=SLOW),
     ("INT4_BLOCKWISE_WEIGHT_ONLY_CFG", (0, 2), {torch.int8: 2}),
     pytest.param("INT4_AWQ_CFG", (0, 2), {torch.int8: 2}, marks=SLOW),
+    pytest.param("FP8_2D_BLOCKWISE_WEIGHT_ONLY_CFG", (0, 2), {FP8: 2}, marks=SLOW),
     pytest.param("W4A8_AWQ_BETA_CFG", (2, 4), {FP8: 2}, marks=SLOW),
 ]
 
