@@ -92,7 +92,7 @@ def test_what_the_layers_are_and_give(
 ) -> None:
     linear = layers[1] <= 4 and codes != {torch.int8: 4}
     x = torch.randn(4, 128) if linear else images()
-    model = nn.Sequential(nn.Linear(128, 64), nn.ReLU(), nn.Linear(64, 128)) if linear else None
+    model = nn.Sequential(nn.Linear(128, 256), nn.ReLU(), nn.Linear(256, 128)) if linear else None
     made = quantized(mtq, configuration, model, *([x] if linear else []))
     expected = made(x)
     result, networks = networks_of(made, x, monkeypatch=monkeypatch, strict=True)
