@@ -122,7 +122,7 @@ def compile_lowered(lowered: Lowered, settings: Settings) -> Callable[..., Any]:
     run = with_one_look(name, boxed(outer), lowered.module, len(parts.segments), device, verified)
     if settings.cuda_graphs == "whole" and device.type == "cuda":
         run = in_whole_graph(run, lowered, device, settings, name)
-    return with_same_layouts(run, lowered.module)
+    return run if settings.weights == "frozen" else with_same_layouts(run, lowered.module)
 
 
 def in_whole_graph(
