@@ -140,7 +140,7 @@ TIMM: dict[str, tuple[int, int, dict[str, Any]]] = {
     "convnextv2_atto": (64, 96, {}),
     "maxvit_pico_rw_256": (256, 256, {}),
     "coatnet_nano_rw_224": (224, 224, {}),
-    "mobilevit_xxs": (64, 128, {}),  # a graph for even numbers of patches, another for odd ones
+    "mobilevit_xxs": (64, 128, {}),  # torch guards by what a reshape of the patches divides
     "mobilenetv4_conv_small": (64, 96, {}),
     "efficientnet_lite0": (64, 96, {}),
     "ghostnet_100": (64, 96, {}),
