@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any, cast
+
 import pytest
 import torch
 from torch import Tensor, nn
@@ -9,7 +11,8 @@ from torch import Tensor, nn
 from tests.compiled import assert_same, compiled
 from trt_dynamo import report
 from trt_dynamo.errors import EngineError
-from trt_dynamo.runtime.cuda_graphs import Place, Seen, memory_like, moved
+from trt_dynamo.runtime.cuda_graphs import Graph, Seen, memory_like
+from trt_dynamo.runtime.whole_graph import described
 
 LAYOUTS = {
     "dense": torch.randn(2, 3, 4, 5),
@@ -35,11 +38,16 @@ def test_elements_that_share_memory_have_no_such_place() -> None:
     assert memory_like(torch.randn(1, 4).expand(1, 4)).shape == (1, 4)
 
 
-def test_an_argument_lies_elsewhere_at_another_address_or_with_other_strides() -> None:
+def test_an_argument_lies_elsewhere_at_another_address() -> None:
+    square, nothing = torch.randn(3, 3), cast("Any", None)
+    graph = Graph(nothing, [1], [square.data_ptr()], [], [], [], [], 0, 0, [], after=nothing)
+    assert not graph.moved([None, square]) and not graph.moved([None, square.view(3, 3)])
+    assert graph.moved([None, square.clone()]) == {1}
+
+
+def test_other_strides_are_another_graph() -> None:
     square = torch.randn(3, 3)
-    places = [Place(1, square.data_ptr(), square.stride())]
-    assert not moved(places, [None, square]) and not moved(places, [None, square.view(3, 3)])
-    assert moved(places, [None, square.t()]) == moved(places, [None, square.clone()]) == {1}
+    assert described(square) == described(square.clone()) != described(square.t())
 
 
 def test_what_moved_once_counts_as_moving() -> None:
