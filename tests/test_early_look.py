@@ -129,6 +129,17 @@ def test_what_is_seen_is_given_once_to_a_set() -> None:
     assert look.seen(weights) is None and look.digests(weights) is None
 
 
+def test_who_needs_it_helps(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The thread has not come to anything yet."""
+    monkeypatch.setattr(early_look, "started", lambda look: threading.Thread(target=str))
+    monkeypatch.setattr(threading.Thread, "join", lambda self: None)
+    weights = [torch.randn(4, 4), torch.randn(early_look.LARGE), torch.randn(2 * early_look.LARGE)]
+    look = EarlyLook(weights)
+    found = look.seen(weights)
+    assert found is not None and found[3] == fingerprint(weights)
+    assert look.digests(weights) == [digest(weight) for weight in weights] and not look.large
+
+
 @pytest.mark.parametrize("data", [lambda old: old.clone(), lambda old: old.t(), lambda old: old.view(torch.int32)])
 def test_a_weight_that_lies_otherwise_is_looked_at_again(data: Callable[[torch.Tensor], torch.Tensor]) -> None:
     weight = torch.randn(4, 4)

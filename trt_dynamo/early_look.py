@@ -7,6 +7,7 @@ two: so who compares it with later content sees every write that the SHA-256 may
 
 from __future__ import annotations
 
+import collections
 import contextlib
 import threading
 from collections.abc import Iterator, Sequence
@@ -38,7 +39,8 @@ class EarlyLook:
         STEPS.watch()
         self.steps, self.declared = STEPS.count, STEPS.declared
         self.weights = [*weights]
-        self.large = sorted((w for w in weights if w.nbytes >= LARGE), key=lambda tensor: -tensor.nbytes)
+        large = sorted((w for w in weights if w.nbytes >= LARGE), key=lambda tensor: -tensor.nbytes)
+        self.large = collections.deque(large)  # those that nobody has begun with
         self.small = [weight for weight in weights if weight.nbytes < LARGE]
         self.places = {id(tensor): place_of(tensor) for tensor in weights}
         self.versions = dict(zip(map(id, weights), versions_of(weights), strict=True))
@@ -50,9 +52,12 @@ class EarlyLook:
         self.thread: threading.Thread | None = started(self.look)
 
     def look(self) -> None:
+        """Looks at what is left, beside whoever does the same."""
         try:
-            for tensor in self.large:
-                if self.ended:
+            while self.large and not self.ended:
+                try:
+                    tensor = self.large.popleft()
+                except IndexError:  # another thread has just taken the last
                     return
                 self.look_at([tensor])
         except BaseException as error:  # noqa: BLE001  raised where the thread is waited for
@@ -93,12 +98,13 @@ class EarlyLook:
 
     def knows(self, tensors: Sequence[torch.Tensor]) -> bool:
         """Whether all of them were looked at, and lie where they lay."""
+        small, self.small = self.small, []
+        self.look_at(small)
         if self.thread is not None:
+            self.look()  # rather than wait for all of it
             self.thread.join()
         if self.errors:
             raise self.errors[0]
-        small, self.small = self.small, []
-        self.look_at(small)
         return all(id(t) in self.found and self.places[id(t)] == place_of(t) for t in tensors)
 
     def end(self) -> None:
