@@ -315,8 +315,13 @@ def bulks_of(values: Iterable[Any]) -> list[Bulk]:
 
 def fits(bulk: Bulk, ranges: Mapping[sympy.Symbol, Range], limit: int | None) -> bool:
     """Whether the tensor stays within `limit` bytes, and the elements that TensorRT can count, at its largest."""
-    count = math.prod(dim_range(dim, ranges).max for dim in bulk.dims)
-    return count <= LARGEST and (limit is None or count * bulk.itemsize <= limit)
+    size = bytes_of(bulk, ranges)
+    return size <= LARGEST * bulk.itemsize and (limit is None or size <= limit)
+
+
+def bytes_of(bulk: Bulk, ranges: Mapping[sympy.Symbol, Range]) -> int:
+    """The tensor's at its largest."""
+    return math.prod(dim_range(dim, ranges).max for dim in bulk.dims) * bulk.itemsize
 
 
 def cut(
@@ -357,8 +362,8 @@ class Sizes:
         wanted = ranges_of(self.inputs)
         shape_env = shape_env_of(self.inputs)
         seen = {symbol: shape_env.backed_var_to_val.get(symbol) for symbol in wanted}
-        needed = {symbol: min(int(size), wanted[symbol].max) for symbol, size in seen.items() if size is not None}
-        self.first = cut(wanted, needed, self.bulks, self.limit)
+        self.needed = {symbol: min(int(size), wanted[symbol].max) for symbol, size in seen.items() if size is not None}
+        self.first = cut(wanted, self.needed, self.bulks, self.limit)
         self.note = self.shortened(wanted)  # what to say of ranges that were cut, if any were
 
     def grown(self, ranges: Mapping[sympy.Symbol, Range], args: Iterable[Any]) -> dict[sympy.Symbol, Range]:
@@ -368,6 +373,15 @@ class Sizes:
         told = sizes_of(self.inputs, args)
         needed = {s: max(ranges[s].max, told.get(s, span.max)) for s, span in wanted.items() if s in ranges}
         return cut(wanted, needed, self.bulks, self.limit)
+
+    def narrower(self, ranges: Mapping[sympy.Symbol, Range]) -> dict[sympy.Symbol, Range] | None:
+        """The ranges with the largest tensors a quarter at most of what they were, but none below the sizes that the
+        graph was traced with; None where these are all that there are.
+        """
+        known = [bulk for bulk in self.bulks if bulk.symbols <= ranges.keys()]
+        largest = max((bytes_of(bulk, ranges) for bulk in known), default=0)
+        narrowed = cut(ranges, self.needed, known, largest // 4)
+        return narrowed if narrowed != ranges else None
 
     def shortened(self, wanted: Mapping[sympy.Symbol, Range]) -> str:
         gone = [f"{wanted[s].max} to {span.max}" for s, span in self.first.items() if span.max < wanted[s].max]

@@ -6,8 +6,10 @@ answers every call that eager would answer, and counts why it did not use an eng
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import logging
+import re
 import threading
 from collections.abc import Callable, Sequence
 from typing import Any, Protocol
@@ -40,6 +42,10 @@ WEIGHTS_CHANGED = "the weights changed"
 RANGE_GROWN = "a size outside the profile"
 BEING_BUILT = "the engine is being built"
 CAPTURED = "a CUDA graph is being captured, whose replays would not see that a weight changed"
+
+TOO_LARGE = "there was too little memory for larger sizes"
+# In TensorRT's words.
+MEMORY = re.compile("out ?of ?memory|insufficient memory|not enough memory|allocat", re.IGNORECASE)
 
 # How often a call starts an engine anew because the weights changed under it, before eager answers.
 ATTEMPTS = 3
@@ -420,6 +426,9 @@ class SegmentModule(torch.nn.Module):
             slot.building = False
             return
         except BaseException as error:
+            if isinstance(error, BuildError) and self.narrowed(slot, ranges, error):
+                self.fill(slot, tensors, dataclasses.replace(build, detail=TOO_LARGE))
+                return
             with self.lock:
                 slot.building = False
                 if not isinstance(error, Exception):
@@ -455,6 +464,19 @@ class SegmentModule(torch.nn.Module):
             self.why_no_inputs = f"no engine takes more weights as inputs: {error}"
             return True
         return False
+
+    def narrowed(self, slot: Slot, ranges: Ranges, error: BuildError) -> bool:
+        """Whether there are narrower ranges to try, after a build that found too little memory for these."""
+        narrower = self.sizes.narrower(ranges)
+        if slot.engine is not None or narrower is None or not MEMORY.search(str(error)):
+            return False
+        with self.lock:
+            if self.ranges != ranges:
+                return False
+            log.warning("%s: an engine for smaller sizes is built: %s", self.name, error)
+            self.refused.append((ranges, str(error)))
+            self.ranges = narrower
+        return True
 
     def stay(self, engine: Engine, error: Exception) -> bool:
         """Whether the engine that there is goes on after a wider one could not be made: sizes outside of its ranges
