@@ -1,4 +1,4 @@
-"""Builders that lack the memory for a range of sizes: a narrower one is tried, and what it leaves out stays in eager."""
+"""Builders that lack the memory for a range of sizes: a narrower one is tried; what it leaves out stays in eager."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from torch import nn
 
 from tests.compiled import assert_same, compiled
 from trt_dynamo import backend, report
+from trt_dynamo.build import build
 from trt_dynamo.errors import BuildError
 
 NO_MEMORY = "OutOfMemory (Requested size was 68832630152 bytes.)"
@@ -19,7 +20,6 @@ NO_MEMORY = "OutOfMemory (Requested size was 68832630152 bytes.)"
 @pytest.fixture
 def builds(monkeypatch: pytest.MonkeyPatch) -> Callable[..., list[int]]:
     """Has builds fail whose largest batch is above `most`; tells the largest batch of each."""
-    build = backend.build
 
     def limited(most: int, words: str = NO_MEMORY) -> list[int]:
         asked: list[int] = []
