@@ -14,6 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from trt_dynamo.operators.fake_quantize import fake_quantize
 from trt_dynamo.selftest.trial import CASES, Case, Trial
 
 Make = Callable[[], Tensor]
@@ -186,6 +187,7 @@ OPERATORS: dict[str, dict[str, Spec]] = {
     # Multiples of 1.2 steps lie between two of them nowhere.
     "quantization": {
         "tensor": (lambda x: torch.fake_quantize_per_tensor_affine(x.round() * 0.3, 0.25, 0, -128, 127) * 2, (5, 8)),
+        "by_limit": (lambda x: fake_quantize(x.round() * 0.3, torch.full((), 31.75), 8, 0, False, False) * 2, (5, 8)),
     },
     "distance": {"pairs": (lambda x, y: (torch.cdist(x, y), F.cosine_similarity(x, x * 2 + 1)), (5, 8), (6, 8))},
 }  # fmt: skip
