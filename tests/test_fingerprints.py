@@ -19,7 +19,7 @@ import trt_dynamo.fingerprints as package
 from trt_dynamo.errors import Unsupported
 from trt_dynamo.fingerprints import ROW, Fingerprints, batches, fingerprint, kernel, launches, spans
 from trt_dynamo.fingerprints.batches import BatchRows
-from trt_dynamo.fingerprints.host import HostRows
+from trt_dynamo.fingerprints.host import CHUNK, HostRows
 from trt_dynamo.fingerprints.launches import KernelRows
 
 CUDA = [pytest.mark.cuda, pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")]
@@ -540,3 +540,20 @@ def test_unaligned_flat_parameters_of_half_precision() -> None:
         now = rows(views)
         assert [a != b for a, b in zip(now, before, strict=True)] == [i == index for i in range(len(views))]
         before = now
+
+
+@pytest.mark.parametrize("extra", [-3, -1, 0, 1, 4])
+@pytest.mark.parametrize("chunks", [0, 1, 2, 5])
+@pytest.mark.parametrize("offset", [0, 1])
+def test_however_it_is_read_the_rows_are_the_same(chunks: int, extra: int, offset: int) -> None:
+    """In steps for the processor's cache, in few steps, by several threads."""
+    count = max(8 * chunks * CHUNK + extra, 5)
+    tensor = torch.randint(0, 255, (count + offset,), dtype=torch.uint8)[offset:]
+    prints = Fingerprints([tensor, tensor[::3]])
+    both = [tensor, tensor[::3]]
+    prints.record()
+    prints.start(both)
+    rows = prints.read(both)
+    assert rows == prints.read_beside(both) == prints.read_by_several(both)
+    tensor[count // 2] ^= 1
+    assert prints.read_beside(both)[:ROW] != rows[:ROW]
