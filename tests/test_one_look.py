@@ -67,16 +67,23 @@ def together(model: nn.Module, **options: Any) -> Callable[..., Any]:
     return compiled(model, eager_ops="aten.erf", **options)
 
 
-@pytest.mark.parametrize(
-    "options", [{}, {"weights_check": "observed"}, {"weights": "frozen"}, {"weights": "inputs"}], ids=str
-)
-def test_the_answers_are_the_same(options: dict[str, Any], looks: list[OneLook]) -> None:
+def settled(looks: list[OneLook], **options: Any) -> tuple[Chain, Callable[..., Any], OneLook]:
+    """A model, its compiled form, and the one look that its next call will take."""
     model = chain()
     fast = together(model, **options)
     with torch.no_grad():
         fast(X)
         (look,) = looks
         calm(fast, look)
+    return model, fast, look
+
+
+@pytest.mark.parametrize(
+    "options", [{}, {"weights_check": "observed"}, {"weights": "frozen"}, {"weights": "inputs"}], ids=str
+)
+def test_the_answers_are_the_same(options: dict[str, Any], looks: list[OneLook]) -> None:
+    model, fast, look = settled(looks, **options)
+    with torch.no_grad():
         before = report()["engine_calls"]
         for _ in range(3):
             assert_same(fast(X), model(X))
@@ -156,12 +163,8 @@ def test_two_models_take_turns(looks: list[OneLook]) -> None:
 
 
 def test_another_engine_is_not_taken_for_the_one_before(looks: list[OneLook]) -> None:
-    model = chain()
-    fast = together(model)
+    model, fast, look = settled(looks)
     with torch.no_grad():
-        fast(X)
-        (look,) = looks
-        calm(fast, look)
         assert look.look is not None
         use = look.look.uses[1]
         assert use.slot.engine is not None
@@ -234,12 +237,8 @@ def test_threads_have_a_call_of_their_own(looks: list[OneLook]) -> None:
 
 
 def test_it_keeps_no_engine_alive(looks: list[OneLook]) -> None:
-    model = chain()
-    fast = together(model)
+    model, fast, look = settled(looks)
     with torch.no_grad():
-        fast(X)
-        (look,) = looks
-        calm(fast, look)
         assert look.look is not None
         engines = [weakref.ref(use.slot.engine) for use in look.look.uses]
         for layer in model.layers:
@@ -251,12 +250,9 @@ def test_it_keeps_no_engine_alive(looks: list[OneLook]) -> None:
 
 
 def test_a_child_starts_without(looks: list[OneLook]) -> None:
-    fast = together(chain())
-    with torch.no_grad():
-        fast(X)
-        calm(fast, looks[0])
-    looks[0].leave_to_parent()
-    assert looks[0].look is None
+    _, _, look = settled(looks)
+    look.leave_to_parent()
+    assert look.look is None
 
 
 def test_one_segment_needs_none(looks: list[OneLook]) -> None:

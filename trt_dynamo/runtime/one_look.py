@@ -11,7 +11,6 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import logging
-import operator
 import threading
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
@@ -217,7 +216,6 @@ def pure(target: Any) -> bool:
     if isinstance(target, torch._ops.OpOverload):
         return not target._schema.is_mutable and torch.Tag.nondeterministic_seeded not in target.tags
     return getattr(target, "__module__", None) in ("_operator", "math") or target in (
-        operator.getitem,
         torch.sym_float,
         torch.sym_int,
         torch.sym_max,
