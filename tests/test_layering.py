@@ -51,6 +51,7 @@ ALLOWED: dict[str, set[str]] = {
     "fallback": BASE | {"aten_converters", "partition", "profiles", "reports", "runtime"},
     "training": BASE | {"fallback"},
     "wrappers": set(),
+    "stated_types": set(),
     "triton_repository": set(),
     "aten_converters": BASE | {"profiles", "operators"},
     "lowering": BASE | {"profiles", "operators", "host_scalars", "warm"},

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import random
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
@@ -146,6 +147,25 @@ def test_floats_that_change_make_two_graphs() -> None:
             assert_same(fast(X, s), FLOATS["used twice"](X, s))
     counts = report()
     assert counts["graphs"] == counts["engines_built"] == 2 and counts["eager_calls"] == 0
+
+
+@pytest.mark.parametrize("options", [{}, {"fallback": "inductor"}, {"runtime": "eager"}], ids=str)
+def test_numbers_of_pythons_random(options: dict[str, Any]) -> None:
+    """Dynamo traces such a float as a float32 and hands in a float64."""
+
+    def f(x: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        scale = random.uniform(1, 2)
+        return x * scale, torch.erfinv(x / 100) * scale, x.sum() * scale, x.half() + scale, x.int() * scale
+
+    fast = compiled(f, eager_ops="aten.erfinv", **options)
+    with torch.no_grad():
+        for seed in range(3):
+            random.seed(seed)
+            found, after = fast(X), random.random()
+            random.seed(seed)
+            assert_same(found, f(X))
+            assert after == random.random()
+    assert report()["graphs"] == (options != {"runtime": "eager"})
 
 
 def test_a_bool_is_a_graph_each() -> None:

@@ -47,6 +47,7 @@ from trt_dynamo.runtime.layouts import with_same_layouts
 from trt_dynamo.runtime.one_look import with_one_look
 from trt_dynamo.runtime.whole_graph import WholeGraph, why_not_whole
 from trt_dynamo.settings import Settings, warn_once
+from trt_dynamo.stated_types import gives_stated_types
 from trt_dynamo.tf32 import allows_tf32
 from trt_dynamo.training import needs_gradients, train
 from trt_dynamo.unloaded import loading, unloaded
@@ -60,6 +61,7 @@ COPIES: weakref.WeakValueDictionary[tuple[str, tuple[int, ...]], torch.Tensor] =
 
 
 @keeps_lengths
+@gives_stated_types
 def tensorrt(module: GraphModule, inputs: Sequence[Any], **keywords: Any) -> Callable[..., Any]:
     """The backend for `torch.compile(model, backend="tensorrt", options={...})`. Options are the fields of `Settings`.
 
