@@ -16,7 +16,7 @@ from torch._ops import OpOverload
 from torch.fx import GraphModule, Node
 
 MATMUL = """mm bmm addmm baddbmm addbmm addmv mv dot vdot matmul linear _addmm_activation _trilinear _cdist_forward
-    _pdist_forward"""
+    _pdist_forward _grouped_mm grouped_mm_fallback"""
 RECURRENT = "lstm rnn mkldnn_rnn_layer _cudnn_rnn"
 
 # Where in `torch.backends` the switch of each kind is. It gives what holds, whatever it was set by.

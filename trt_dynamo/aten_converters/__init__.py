@@ -13,6 +13,7 @@ from trt_dynamo.aten_converters import (  # noqa: F401  the converters register 
     division,
     fractional_pooling,
     functions,
+    grouped_products,
     indexing,
     matmul,
     normalization,

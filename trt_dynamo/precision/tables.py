@@ -36,7 +36,7 @@ def packets(names: str) -> frozenset[str]:
 
 MATRIX = packets(
     "mm bmm addmm baddbmm addbmm addmv mv matmul linear convolution _addmm_activation _trilinear "
-    "trt_dynamo.lstm trt_dynamo.rnn mkldnn_rnn_layer _cudnn_rnn"
+    "_grouped_mm transformers.grouped_mm_fallback trt_dynamo.lstm trt_dynamo.rnn mkldnn_rnn_layer _cudnn_rnn"
 )
 
 ATTENTION = packets(

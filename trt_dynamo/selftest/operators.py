@@ -90,6 +90,12 @@ OPERATORS: dict[str, dict[str, Spec]] = {
         "einsum": (lambda a, b: torch.einsum("bij,bkj->bik", a, b), (2, 5, 8), (2, 6, 8)),
         "integers": (lambda a, b: a.float() @ b.float(), integers(-9, 9, 5, 6), integers(-9, 9, 6, 7)),
     },
+    "grouped_products": {
+        "experts": (
+            lambda x, w, ends: F.grouped_mm(x.bfloat16() / 4, w.bfloat16().mT, offs=ends) * 2,
+            (40, 32), (6, 24, 32), lambda: torch.tensor([3, 3, 17, 18, 18, 40], dtype=torch.int32),
+        ),
+    },
     "convolution": {
         "conv2d": (lambda x, w, b: F.conv2d(x, w, b, stride=2, padding=1), (2, 8, 17, 15), (12, 8, 3, 3), (12,)),
         "dilated": (lambda x, w: F.conv2d(x, w, padding=2, dilation=2), (2, 8, 17, 15), (12, 8, 3, 3)),
