@@ -24,6 +24,7 @@ from trt_dynamo.lowering import pooled_lengths, pooled_sizes  # noqa: F401  they
 from trt_dynamo.lowering.decompositions import decompositions
 from trt_dynamo.lowering.passes import run_passes
 from trt_dynamo.lowering.sessions import compile_session
+from trt_dynamo.lowering.subclasses import with_plain_tensors
 from trt_dynamo.lowering.whole import NAMED, keep_whole
 from trt_dynamo.settings import Settings
 from trt_dynamo.tracing import readable, trace
@@ -69,7 +70,8 @@ def lower(
         lowered: GraphModule, weights: Mapping[int, torch.Tensor], known: Mapping[int, str] | None = None
     ) -> Callable[..., Any]:
         compiled = compile(Lowered(lowered, weights, {i: names[i] for i in weights} if known is None else known))
-        return compiled if hasattr(compiled, "_boxed_call") else make_boxed_func(compiled)
+        boxed = compiled if hasattr(compiled, "_boxed_call") else make_boxed_func(compiled)
+        return with_plain_tensors(boxed, inputs)
 
     def inference(lowered: GraphModule, _: Sequence[Any]) -> Callable[..., Any]:
         parts = [part for i, value in enumerate(inputs) for part in plain_tensors(value, names[i], i in static)]
@@ -81,7 +83,7 @@ def lower(
         return make() if cache is None else cache.kept(lowered, weights, make)
 
     def training(lowered: GraphModule, _: Sequence[Any]) -> Callable[..., Any]:
-        return make_boxed_func(lowered.forward)
+        return with_plain_tensors(make_boxed_func(lowered.forward), inputs)
 
     whole, table = keep_whole(module), decompositions()
     cache = kept_graphs(whole, inputs, names, settings, table, finish, NAMED) if traced is None else None
