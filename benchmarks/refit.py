@@ -22,11 +22,11 @@ from torch.fx import GraphModule
 
 from benchmarks.models import MODELS
 from trt_dynamo.aten_converters import convert
-from trt_dynamo.backend import placeholder_names, stand_in
 from trt_dynamo.build import build, profile_of
 from trt_dynamo.lowering import Lowered, lower
 from trt_dynamo.partition import Segment, partition
 from trt_dynamo.profiles import ranges_of
+from trt_dynamo.segment_engine import stand_in
 from trt_dynamo.settings import Settings
 
 SETTINGS = Settings(progress="off")
@@ -41,10 +41,9 @@ def measure(name: str, device: torch.device) -> dict[str, float]:
     figures: dict[str, float] = {}
 
     def compile(lowered: Lowered) -> Callable[..., Any]:
-        names = placeholder_names(lowered.module)
         with unset_fake_temporarily(), torch.no_grad():
             for segment in partition(lowered.module, lowered.names, SETTINGS).segments:
-                weights = {name: lowered.weights[names.index(name)] for name in segment.weights}
+                weights = dict(zip(segment.weights, lowered.weights_of(segment.weights), strict=True))
                 for key, value in measure_segment(segment, weights, device).items():
                     figures[key] = figures.get(key, 0) + value
         return lowered.module.forward

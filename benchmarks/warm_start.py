@@ -35,7 +35,8 @@ import torch
 from benchmarks.models import MODELS
 
 SIZES: dict[str, dict[str, int]] = {"resnet50": {}, "minilm": {}}
-BACKEND, LOWERING, RUNTIME = "trt_dynamo.backend", "trt_dynamo.lowering", "trt_dynamo.runtime"
+BACKEND, ENGINE = "trt_dynamo.backend", "trt_dynamo.segment_engine"
+LOWERING, RUNTIME = "trt_dynamo.lowering", "trt_dynamo.runtime"
 CACHE = "torch._functorch._aot_autograd.autograd_cache"
 
 # Stages by where they are called: module, name. What no stage has is Dynamo's and the run's.
@@ -52,12 +53,12 @@ STAGES = {
     "partition": (BACKEND, "partition"),
     "hashing": ("trt_dynamo.identity", "digests"),
     "keys": ("trt_dynamo.identity", "segment_key"),
-    "identity": (BACKEND, "identity_of"),
-    "cache": (BACKEND, "get_or_build"),
+    "identity": (ENGINE, "identity_of"),
+    "cache": (ENGINE, "get_or_build"),
     "watching weights": ("trt_dynamo.weights", "Reader.read_by_several"),
     "engine": (BACKEND, "make_engine"),
-    "conversion": (BACKEND, "convert"),
-    "stand-in": (BACKEND, "stand_in"),
+    "conversion": (ENGINE, "convert"),
+    "stand-in": (ENGINE, "stand_in"),
     "run": (RUNTIME, "SegmentModule.answer"),
 }
 BESIDE = "threads beside"
@@ -130,7 +131,7 @@ def for_stand_in() -> bool:
     """Whether the weights are looked at because they are copied for a conversion."""
     frame = sys._getframe(2)
     while frame is not None:
-        if frame.f_code.co_name == "converted":
+        if frame.f_code.co_name == "network_of":
             return True
         frame = frame.f_back  # type: ignore[assignment]
     return False

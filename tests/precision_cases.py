@@ -13,7 +13,6 @@ from torch.fx import GraphModule, Node
 
 from benchmarks.models import MODELS
 from trt_dynamo import Settings
-from trt_dynamo.backend import placeholder_names
 from trt_dynamo.lowering import Lowered, lower
 from trt_dynamo.partition import Segment, partition
 from trt_dynamo.precision import Chosen, Precision
@@ -31,9 +30,7 @@ def segments_of(model: Any, *args: Any, dynamic: bool | None = None, **options: 
         original = lowered.module.forward
         with unset_fake_temporarily(), torch.no_grad():
             parts = partition(lowered.module, lowered.names, settings)
-            names = placeholder_names(lowered.module)
-            weights = [[lowered.weights[names.index(name)] for name in s.weights] for s in parts.segments]
-            found.extend(zip(parts.segments, weights, strict=True))
+            found.extend((segment, lowered.weights_of(segment.weights)) for segment in parts.segments)
         return original
 
     def backend(module: GraphModule, inputs: Sequence[Any]) -> Callable[..., Any]:

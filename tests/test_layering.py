@@ -71,6 +71,9 @@ ALLOWED: dict[str, set[str]] = {
     "tf32": set(),
     # what makes an engine this one
     "identity": BASE | {"aten_converters", "cache", "origins", "partition", "precision", "profiles", "weights"},
+    # from there to an engine
+    "segment_engine": BASE
+    | {"aten_converters", "build", "cache", "identity", "profiles", "reference", "reports", "runtime", "unloaded"},
     # the content of weights, read for a set and a key that are made later
     "early_look": {"cache", "errors", "fingerprints", "runtime", "settings", "side_threads", "weights"},
     # why the cache lacks an engine

@@ -58,7 +58,7 @@ def recorded(tmp_path: Path) -> Path:
 @pytest.fixture
 def profiles(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
     """The profiles of all engines that are built from now on."""
-    from trt_dynamo import backend
+    from trt_dynamo import segment_engine
 
     found: list[dict[str, Any]] = []
 
@@ -66,7 +66,7 @@ def profiles(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
         found.append(profile)
         return build(converted, profile, *args, **keywords)
 
-    monkeypatch.setattr(backend, "build", watched)
+    monkeypatch.setattr(segment_engine, "build", watched)
     return found
 
 

@@ -22,7 +22,6 @@ from tests.test_reference_engine import Net
 from trt_dynamo import trt as tensorrt
 from trt_dynamo.aten_converters import ConvertedNetwork, Network, convert, weights_manifest
 from trt_dynamo.aten_converters.refittable import tensors_read, weight_bindings
-from trt_dynamo.backend import placeholder_names
 from trt_dynamo.build import build, make_refittable, profile_of
 from trt_dynamo.errors import BuildError, ConversionError, EngineError, Unsupported
 from trt_dynamo.identity import manifest_of
@@ -66,8 +65,7 @@ class Refitted(nn.Module):
 
     def __init__(self, segment: Segment, weights: Sequence[Tensor], device: torch.device) -> None:
         super().__init__()
-        names = placeholder_names(segment.module)
-        self.positions = [names.index(name) for name in segment.weights]
+        self.positions = segment.weight_positions
         copies = [weight.detach().clone() for weight in weights]
         self.converted = convert(segment.module, dict(zip(segment.weights, copies, strict=True)), refit=True)
         self.engine = engine_of(self.converted, device)
@@ -85,9 +83,8 @@ def compiled(model: Callable[..., Any]) -> tuple[Callable[..., Any], list[Refitt
     def compile_lowered(lowered: Lowered) -> Callable[..., Any]:
         with unset_fake_temporarily(), torch.no_grad():
             parts = partition(lowered.module, lowered.names, SETTINGS)
-            position = {name: index for index, name in enumerate(placeholder_names(lowered.module))}
             for segment in parts.segments:
-                weights = [lowered.weights[position[name]] for name in segment.weights]
+                weights = lowered.weights_of(segment.weights)
                 engines.append(Refitted(segment, weights, main_device(lowered.module)))
                 setattr(parts.module, segment.name, engines[-1])
         return parts.module.forward
@@ -308,10 +305,10 @@ def graph_of(function: Callable[..., Any], *args: Tensor) -> Any:
 def converted(function: Callable[..., Any], x: Tensor, *weights: Tensor, refit: bool = True) -> ConvertedNetwork:
     """The network of a function of an input and weights."""
     graph = graph_of(function, x, *[weight.clone() for weight in weights])
-    names = placeholder_names(graph)[1:]
-    for node in list(graph.graph.nodes)[1 : 1 + len(weights)]:
+    nodes = graph.graph.find_nodes(op="placeholder")[1:]
+    for node in nodes:
         node.meta["weight_name"] = "layer.weight"
-    return convert(graph, dict(zip(names, weights, strict=True)), refit=refit)
+    return convert(graph, {node.name: weight for node, weight in zip(nodes, weights, strict=True)}, refit=refit)
 
 
 def affine(x: Tensor, w: Tensor, b: Tensor) -> Tensor:
@@ -339,8 +336,8 @@ def test_names_are_unique_and_marked() -> None:
 def test_weights_come_in_the_order_in_which_they_were_baked() -> None:
     x, w, b = torch.randn(2, 4), torch.randn(3, 4), torch.randn(3)
     graph = graph_of(affine, x, w, b)
-    _, first, second = placeholder_names(graph)
-    network = convert(graph, {second: b, first: w}, refit=True)
+    _, first, second = graph.graph.find_nodes(op="placeholder")
+    network = convert(graph, {second.name: b, first.name: w}, refit=True)
     assert [(weight.position, weight.index) for weight in network.weights] == [(1, 1), (2, 0)]
     engine = engine_of(network)
     engine.refit([b + 1, w - 1])

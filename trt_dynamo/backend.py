@@ -1,5 +1,5 @@
-"""The backend, whole, on a page: settings, lowering, partition, then per segment cache or (convert, build), and
-runtime.
+"""The backend, whole, on a page: settings, lowering, partition, then for each segment its precision and what runs it.
+How that gets its engines is in `segment_engine`: from the cache, or converted and built.
 
 `torch.compile(model, backend="tensorrt")` calls `tensorrt` with Dynamo's graph and its inputs.
 """
@@ -8,8 +8,6 @@ from __future__ import annotations
 
 import functools
 import logging
-import time
-import weakref
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -19,15 +17,12 @@ from torch._subclasses.fake_tensor import unset_fake_temporarily
 from torch.fx import GraphModule
 
 from trt_dynamo import trt as tensorrt_module
-from trt_dynamo.aten_converters import ConvertedNetwork, convert
 from trt_dynamo.bisection import Bisection
-from trt_dynamo.build import Profile, build, profile_of
-from trt_dynamo.cache import Plan, get_or_build
 from trt_dynamo.early_look import early_look
-from trt_dynamo.errors import SettingsError, TrtDynamoError, WeightsMoved
+from trt_dynamo.errors import SettingsError, TrtDynamoError
 from trt_dynamo.fallback import NothingForTensorRT, compile_eager_parts, compile_graph
 from trt_dynamo.graph_breaks import note_guard_failure, warn_if_recurrent_skipped
-from trt_dynamo.identity import identity_of, manifest_of
+from trt_dynamo.identity import Blueprint
 from trt_dynamo.known_ranges import use_known_ranges
 from trt_dynamo.lowering import Lowered, lower
 from trt_dynamo.lowering.lengths import keeps_lengths
@@ -35,29 +30,23 @@ from trt_dynamo.partition import Segment, main_device, partition
 from trt_dynamo.partition.single import boxed
 from trt_dynamo.precision import Findings, Precision
 from trt_dynamo.precision.recording import Recording, recall
-from trt_dynamo.profiles import Ranges
 from trt_dynamo.registration import release_shared_name, warn_if_taken
-from trt_dynamo.reports import count, spend
+from trt_dynamo.reports import count
 from trt_dynamo.runtime import SegmentModule
 from trt_dynamo.runtime.agreement import accuracy_of
 from trt_dynamo.runtime.cuda_graphs import CAPTURE, NotNow
-from trt_dynamo.runtime.engine import Engine, load_plan
 from trt_dynamo.runtime.guard import Guard
 from trt_dynamo.runtime.layouts import with_same_layouts
 from trt_dynamo.runtime.one_look import with_one_look
 from trt_dynamo.runtime.whole_graph import WholeGraph, why_not_whole
+from trt_dynamo.segment_engine import engine_on_trial, make_engine
 from trt_dynamo.settings import Settings, warn_once
 from trt_dynamo.stated_types import gives_stated_types
 from trt_dynamo.tf32 import allows_tf32
 from trt_dynamo.training import needs_gradients, train
-from trt_dynamo.unloaded import loading, unloaded
 from trt_dynamo.wrappers import DATA_PARALLEL, in_data_parallel
 
 log = logging.getLogger(__name__)
-
-# The copies of weights that networks hold, by digest: the segments of a model, and its engines for other sizes, share
-# one. Nobody writes to them; what is to be refitted has copies of its own.
-COPIES: weakref.WeakValueDictionary[tuple[str, tuple[int, ...]], torch.Tensor] = weakref.WeakValueDictionary()
 
 
 @keeps_lengths
@@ -151,7 +140,8 @@ def segment_runner(
     def make(found: Findings, tensors: Sequence[torch.Tensor]) -> SegmentModule:
         precision = Precision(segment.module, segment.weights, settings, found)
         precision.see(tensors)
-        runner = segment_module(segment, precision, device, settings, name)
+        tf32 = allows_tf32(segment.module)
+        runner = segment_module(Blueprint(segment, precision, tf32, device, settings), name)
         runner.prepare(tensors)
         return runner
 
@@ -170,128 +160,27 @@ def refuse_capture() -> None:
         raise NotNow("precision=auto records the values")
 
 
-def segment_module(
-    segment: Segment, precision: Precision, device: torch.device, settings: Settings, name: str
-) -> SegmentModule:
-    names, tf32 = placeholder_names(segment.module), allows_tf32(segment.module)
+def segment_module(blueprint: Blueprint, name: str) -> SegmentModule:
+    """What answers a segment's calls, by engines of this blueprint."""
+    segment, settings = blueprint.segment, blueprint.settings
     return SegmentModule(
         name,
         segment.module,
-        [names.index(name) for name in segment.weights],
-        functools.partial(make_engine, segment, precision, tf32, device, settings),
+        segment.weight_positions,
+        functools.partial(make_engine, blueprint),
         settings,
         None if settings.runtime == "reference" else tensorrt_module.why_no_refit(),
-        guard_of(segment, precision, tf32, device, settings, name) if settings.verify != "off" else None,
+        guard_of(blueprint, name) if settings.verify != "off" else None,
     )
 
 
-def guard_of(
-    segment: Segment, precision: Precision, tf32: bool, device: torch.device, settings: Settings, name: str
-) -> Guard:
+def guard_of(blueprint: Blueprint, name: str) -> Guard:
     """What compares a segment's engines with eager, and finds the first bad node by engines that nothing keeps."""
-
-    def trial(network: ConvertedNetwork, ranges: Ranges) -> Engine:
-        profile = profile_of(network, ranges)
-        if settings.runtime == "reference":
-            return stand_in(network, [profile], device, 1)
-        plan = build(network, profile, settings, label=f"a part of {name}", tf32=tf32)
-        return load_plan(plan, manifest_of(network), device, 1)
-
-    accuracy = accuracy_of(segment.module, settings.precision, tf32, settings.verify_tolerance)
-    search = Bisection(segment, precision, accuracy, trial, settings.fp16_accumulate == "float32")
+    segment, settings = blueprint.segment, blueprint.settings
+    accuracy = accuracy_of(segment.module, settings.precision, blueprint.tf32, settings.verify_tolerance)
+    trial = functools.partial(engine_on_trial, blueprint, f"a part of {name}")
+    search = Bisection(segment, blueprint.precision, accuracy, trial, settings.wide_products)
     return Guard(name, segment.module, accuracy, settings, search)
-
-
-def make_engine(
-    segment: Segment,
-    precision: Precision,
-    tf32: bool,
-    device: torch.device,
-    settings: Settings,
-    weights: Sequence[torch.Tensor] | None,
-    ranges: Ranges,
-    hot: Sequence[Ranges] = (),
-    *,
-    refit: bool = False,
-    unchanged: Callable[[], bool] = lambda: True,
-) -> Engine:
-    """The engine of a segment with these weights baked in, or taking them as inputs if None: cached, or converted and
-    built. With `refit` its weights can be changed, and must be before its first use: a cached one has others. It
-    computes as `precision` says, and where that is float32, in TF32 if `tf32`.
-
-    Raises:
-        Unsupported, ConversionError, BuildError, EngineError: as their docstrings say.
-        WeightsMoved: the weights are no longer `unchanged`, so nothing was stored under their digests.
-    """
-    given = dict(zip(segment.weights, weights, strict=True)) if weights is not None else {}
-    identity = identity_of(segment, precision, tf32, device, settings, weights, ranges, hot, refit=refit)
-    digests = identity.digests
-
-    @functools.cache
-    def converted() -> ConvertedNetwork:
-        # Copies: TensorRT reads them while it builds, when the model may train on.
-        shared = {name: COPIES.get((digests.get(name, ""), tensor.stride())) for name, tensor in given.items()}
-        made = {name: tensor.detach().clone() for name, tensor in given.items() if shared[name] is None}
-        if not refit and not unchanged():
-            raise WeightsMoved(f"the weights of {segment.name} changed while its engine was built")
-        if not refit:
-            COPIES.update({(digests[name], tensor.stride()): tensor for name, tensor in made.items()})
-        copies = {**made, **{name: tensor for name, tensor in shared.items() if tensor is not None}}
-        wide = settings.fp16_accumulate == "float32"
-        return convert(identity.chosen.module, copies, ranges, refit=refit, wide_products=wide)
-
-    def profiles_of(network: ConvertedNetwork) -> list[Profile]:
-        return [profile_of(network, each) for each in (ranges, *hot)]
-
-    def build_plan() -> Plan:
-        begun = time.perf_counter()
-        network = converted()
-        first, *others = profiles_of(network)
-        plan = build(network, first, settings, hot=others, label=segment.name, refit=refit, tf32=tf32)
-        count("engines_built")
-        recorded = precision.findings.manifest
-        noted = {} if recorded is None else {"precision": recorded}
-        manifest = {**manifest_of(network), "origin": identity.origin().manifest(), **noted}
-        return Plan(plan, {**manifest, "build_seconds": round(time.perf_counter() - begun, 3)})
-
-    if settings.runtime == "reference" and refit and tensorrt_module.why_no_refit() is not None:
-        # No builder makes such a plan here; the stand-in needs none.
-        return stand_in(converted(), profiles_of(converted()), device, settings.max_contexts)
-    started = time.perf_counter()
-    plan, hit = get_or_build(identity.key, build_plan, settings, identity.others if loading() else tuple)
-    spend("load_seconds" if hit else "build_seconds", time.perf_counter() - started)
-    count("cache_hits" if hit else "cache_misses")
-    # Of what came from the cache nothing was stored, and calls that read the weights see a change since the key.
-    seen_at_calls = settings.weights != "frozen" and settings.weights_check == "always"
-    if not refit and not (hit and seen_at_calls) and not unchanged():
-        raise WeightsMoved(f"the weights of {segment.name} changed while its engine was built")
-    engine: Engine
-    if (stored := unloaded(identity.key, len(plan.data), hit)) is not None:
-        engine = stored
-    elif settings.runtime == "reference":
-        engine = stand_in(converted(), profiles_of(converted()), device, settings.max_contexts)
-    else:
-        engine = load_plan(plan.data, plan.manifest, device, settings.max_contexts)
-    engine.hit = hit
-    if not hit:
-        engine.made_otherwise = identity.origin().what_changed(settings)
-        identity.origin().note()
-    if weights is None:
-        names = placeholder_names(segment.module)
-        engine.take_weights([names.index(name) for name in segment.weights])
-    return engine
-
-
-def stand_in(network: ConvertedNetwork, profiles: Sequence[Profile], device: torch.device, contexts: int) -> Engine:
-    """The reference evaluator in an engine's place. Equal segments share a plan, but this network has its own names."""
-    from trt_dynamo.reference import ReferenceEngine, ReferenceRefitter
-
-    raw = ReferenceEngine(network.network.raw, profiles, network.constants, device, weights=network.weights)
-    if device.type == "cuda":  # it keeps copies of weights that this stream made, and runs on any
-        torch.cuda.current_stream(device).synchronize()
-    return Engine(
-        raw, manifest_of(network), device, owner=network, refitter_factory=ReferenceRefitter, contexts=contexts
-    )
 
 
 def read_settings(keywords: Mapping[str, Any]) -> Settings:
@@ -334,10 +223,6 @@ def why_not_here(settings: Settings) -> str | None:
 
 def is_cuda(value: Any) -> bool:
     return isinstance(value, torch.Tensor) and value.is_cuda
-
-
-def placeholder_names(module: GraphModule) -> list[str]:
-    return [node.name for node in module.graph.nodes if node.op == "placeholder"]
 
 
 def split_count(verdicts: Sequence[Any]) -> tuple[int, int]:

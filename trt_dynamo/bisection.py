@@ -99,8 +99,7 @@ class Bisection:
 
     def find(self, engine: Engine, args: Sequence[Any]) -> Finding:
         module = self.segment.module
-        names = [node.name for node in module.graph.find_nodes(op="placeholder")]
-        given = dict(zip(names, args, strict=True))
+        given = dict(zip(self.segment.arguments, args, strict=True))
         weights = {} if engine.taken else {name: given[name] for name in self.segment.weights}
         probe = Probe(self, self.written(weights, engine), weights, dict(engine.built_for), args)
         (output,) = module.graph.find_nodes(op="output")

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch.utils.weak import WeakTensorKeyDictionary
 
-from trt_dynamo.backend import placeholder_names, segment_runner, why_eager
+from trt_dynamo.backend import segment_runner, why_eager
 from trt_dynamo.cache.carried import Carried, carrying
 from trt_dynamo.cache.disk import Damaged
 from trt_dynamo.carried_segment import CarriedSegment, plans_in, segment_in
@@ -126,8 +126,7 @@ def settings_of(options: Mapping[str, Any]) -> Settings:
 
 def with_engine(segment: Segment, args: Sequence[Any], settings: Settings, carried: Carried) -> Callable[..., Any]:
     """What answers the segment's calls, with an engine of the plans that are carried, or one that is added to them."""
-    names = placeholder_names(segment.module)
-    weights = [args[names.index(name)] for name in segment.weights]
+    weights = [args[position] for position in segment.weight_positions]
     with torch.no_grad(), carrying(carried):
         return segment_runner(segment, weights, main_device(segment.module), settings, segment.name)
 

@@ -207,8 +207,8 @@ def make_plan(
     inputs = [node.meta["val"] for node in nodes if node.op == "placeholder"]
     ranges = Sizes(inputs, [node.meta.get("val") for node in nodes], settings.max_tensor_bytes).first
     copies = {name: tensor.detach() for name, tensor in given.items()}
-    wide = settings.fp16_accumulate == "float32"
-    network = convert(precision.graph(weights).module, copies, ranges, wide_products=wide)
+    graph_to_be = precision.graph(weights).module
+    network = convert(graph_to_be, copies, ranges, wide_products=settings.wide_products)
     arguments = dict(zip(placeholders, [*lifted.paths, *lifted.names], strict=True))
     network = renamed(network, segment.module, arguments, lifted, places_of_results(parts.module, names))
     plan = build(network, profile_of(network, ranges), settings, label=label, tf32=allows_tf32(segment.module))

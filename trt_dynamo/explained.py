@@ -18,7 +18,7 @@ from torch.fx import GraphModule, Node
 
 from trt_dynamo.cache import Entry, open_store
 from trt_dynamo.errors import Unsupported
-from trt_dynamo.identity import identity_of
+from trt_dynamo.identity import Blueprint, Wanted, identity_of
 from trt_dynamo.lowering import Lowered
 from trt_dynamo.module_paths import modules_around
 from trt_dynamo.partition import Partitioned, Segment, main_device
@@ -192,9 +192,9 @@ def stored(
     """
     if settings.cache == "off":
         return None
-    tf32 = allows_tf32(segment.module)
+    blueprint = Blueprint(segment, precision, allows_tf32(segment.module), device, settings)
     try:
-        key = identity_of(segment, precision, tf32, device, settings, weights, sizes.first).key
+        key = identity_of(Wanted(blueprint, weights, sizes.first)).key
     except Unsupported as error:
         log.info("%s: %s", segment.name, error)
         return None

@@ -1,6 +1,6 @@
 """What makes an engine this one and no other, beside its graph, and what its manifest says of it.
 
-Comes in: a segment, settings, a device, a converted network. Goes out: the parts of a cache key, and JSON.
+Comes in: an engine that is wanted, a converted network. Goes out: the parts of a cache key, and JSON.
 """
 
 from __future__ import annotations
@@ -27,6 +27,37 @@ from trt_dynamo.settings import Settings
 from trt_dynamo.weights import EARLY
 
 
+@dataclasses.dataclass(frozen=True, eq=False)
+class Blueprint:
+    """What all engines of a segment have in common. They compute as `precision` says, and where that is float32, in
+    TF32 if `tf32`.
+    """
+
+    segment: Segment
+    precision: Precision
+    tf32: bool
+    device: torch.device
+    settings: Settings
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Wanted:
+    """One engine: with these weights baked in, or taking them as inputs if None, or with weights that can be changed,
+    if `refit`; for these ranges of sizes, and with profiles of their own for the narrower ones that are `hot`.
+    """
+
+    blueprint: Blueprint
+    weights: Sequence[torch.Tensor] | None
+    ranges: Ranges
+    hot: Sequence[Ranges] = ()
+    refit: bool = False
+
+    @property
+    def named_weights(self) -> dict[str, torch.Tensor]:
+        """The weights that the network holds, by the names of the segment's arguments."""
+        return {} if self.weights is None else dict(zip(self.blueprint.segment.weights, self.weights, strict=True))
+
+
 @dataclasses.dataclass(frozen=True)
 class Identity:
     """`key` is the engine's in the cache; `digests` have the content of each weight that is baked in, by name; `chosen`
@@ -41,41 +72,30 @@ class Identity:
     others: Callable[[], Sequence[str]] = tuple
 
 
-def identity_of(
-    segment: Segment,
-    precision: Precision,
-    tf32: bool,
-    device: torch.device,
-    settings: Settings,
-    weights: Sequence[torch.Tensor] | None,
-    ranges: Ranges,
-    hot: Sequence[Ranges] = (),
-    *,
-    refit: bool = False,
-) -> Identity:
-    """What makes the engine of a segment this one: with these weights baked in, or taking them as inputs if None, or
-    with weights that can be changed, if `refit`.
+def identity_of(wanted: Wanted) -> Identity:
+    """What makes the engine this one and no other.
 
     Raises:
         Unsupported: something in the graph has no content that a key could hold.
     """
-    given = dict(zip(segment.weights, weights, strict=True)) if weights is not None else {}
-    contents = {} if refit else dict(zip(given, digests_of([*given.values()]), strict=True))
-    chosen = precision.graph(weights)
-    key_of = functools.partial(segment_key, ranges=ranges, hot=hot)
+    blueprint, given = wanted.blueprint, wanted.named_weights
+    settings = blueprint.settings
+    contents = {} if wanted.refit else dict(zip(given, digests_of([*given.values()]), strict=True))
+    chosen = blueprint.precision.graph(wanted.weights)
+    key_of = functools.partial(segment_key, ranges=wanted.ranges, hot=wanted.hot)
     shaped_by: dict[str, Any] = {
-        "weights": dict.fromkeys(given, "refit") if refit else contents,
+        "weights": dict.fromkeys(given, "refit") if wanted.refit else contents,
         "settings": settings,
-        "platform": platform_of(device, settings, tf32),
-        "converters": converters_version(segment),
+        "platform": platform_of(blueprint.device, settings, blueprint.tf32),
+        "converters": converters_version(blueprint.segment),
     }
     key = key_of(chosen.module, **shaped_by)
-    as_it_is = functools.partial(key_of, segment.module)  # two precisions of a graph have one origin
+    as_it_is = functools.partial(key_of, blueprint.segment.module)  # two precisions of a graph have one origin
     # Only what the cache lacks asks for the origin.
     origin = functools.cache(lambda: origin_of(as_it_is, **shaped_by))
 
     def others() -> list[str]:
-        mine = target_of(device)
+        mine = target_of(blueprint.device)
         if mine is None or settings.targets == (mine,):
             return []
         return [key_of(chosen.module, **{**shaped_by, "settings": dataclasses.replace(settings, targets=(mine,))})]

@@ -258,6 +258,11 @@ class Settings:
         """The file with the ranges of sizes, if there is one."""
         return self.profiles if isinstance(self.profiles, Path) else None
 
+    @property
+    def wide_products(self) -> bool:
+        """Whether matrix products of float16 add up in float32."""
+        return self.fp16_accumulate == "float32"
+
     def engine_fields(self) -> dict[str, Any]:
         """The settings that change an engine, for the cache's key."""
         return {name: getattr(self, name) for name in FIELDS if rule_of(name).engine}

@@ -58,6 +58,17 @@ class Segment:
     nodes: tuple[str, ...]
     weights: tuple[str, ...]
 
+    @property
+    def arguments(self) -> list[str]:
+        """The names of what comes in, in order."""
+        return [node.name for node in self.module.graph.find_nodes(op="placeholder")]
+
+    @property
+    def weight_positions(self) -> list[int]:
+        """The places of the weights among the arguments."""
+        arguments = self.arguments
+        return [arguments.index(name) for name in self.weights]
+
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Partitioned:
