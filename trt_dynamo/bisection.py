@@ -17,7 +17,7 @@ import torch
 from torch.fx import Graph, GraphModule, Node
 
 from trt_dynamo.aten_converters import ConvertedNetwork, convert
-from trt_dynamo.aten_converters.conversion import getattr_path, source_line
+from trt_dynamo.aten_converters.walker import getattr_path, source_line
 from trt_dynamo.errors import TrtDynamoError
 from trt_dynamo.module_paths import modules_around
 from trt_dynamo.partition import Segment

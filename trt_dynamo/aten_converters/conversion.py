@@ -1,13 +1,10 @@
-"""The walk over a graph: arguments are looked up and bound, the converter runs, its result is checked against FX."""
+"""From a segment's graph to a network that is complete, and what its inputs, outputs and weights are."""
 
 from __future__ import annotations
 
 import dataclasses
 import functools
-import operator
-import re
-from collections.abc import Callable, Mapping
-from typing import Any
+from collections.abc import Mapping
 
 import sympy
 import torch
@@ -15,15 +12,12 @@ from torch.fx import GraphModule, Node
 
 from trt_dynamo import log
 from trt_dynamo.aten_converters.layout import memory_order
-from trt_dynamo.aten_converters.left_to_eager import why_none
-from trt_dynamo.aten_converters.network import CARRIED, HALVES, MAX_RANK, NamedWeight, Network, Tensor
+from trt_dynamo.aten_converters.network import HALVES, NamedWeight, Network, Tensor
 from trt_dynamo.aten_converters.refittable import WeightBinding, weight_bindings
-from trt_dynamo.aten_converters.registry import lookup
-from trt_dynamo.aten_converters.size_floats import size_float
 from trt_dynamo.aten_converters.stored_weights import put, stored_weights
-from trt_dynamo.errors import ConversionError, TrtDynamoError, Unsupported
+from trt_dynamo.aten_converters.walker import Walker, getattr_path, source_line
 from trt_dynamo.profiles import Dim, Range, dim_of
-from trt_dynamo.trt import TYPES, to_torch, to_trt, trt
+from trt_dynamo.trt import to_torch, to_trt, trt
 
 
 @dataclasses.dataclass(frozen=True)
@@ -56,121 +50,6 @@ class ConvertedNetwork:
     weights: tuple[WeightBinding, ...] = ()
 
 
-class Walker:
-    """Converts nodes one by one into a `Network`. `place` makes the value of a node that was not converted here."""
-
-    def __init__(self, net: Network, place: Callable[[Node], Any]) -> None:
-        self.net = net
-        self.place = place
-        self.values: dict[Node, Any] = {}
-
-    def value(self, node: Node) -> Any:
-        if node not in self.values:
-            self.values[node] = self.place(node)
-        return self.values[node]
-
-    def argument(self, argument: Any) -> Any:
-        """An FX argument as a converter gets it."""
-        if isinstance(argument, Node):
-            value = argument.meta.get("val")
-            if isinstance(value, torch.SymInt):
-                return dim_of(value)
-            if isinstance(value, torch.SymFloat):
-                return size_float(self.net, value)
-            if isinstance(value, torch.Tensor | tuple | list):
-                return self.value(argument)
-            if isinstance(value, int | float | bool):
-                return value
-            raise Unsupported(f"an argument of type {type(value).__name__}")
-        if isinstance(argument, list | tuple):
-            return [self.argument(item) for item in argument]
-        if isinstance(argument, torch.SymInt):
-            return dim_of(argument)
-        return argument
-
-    def run(self, node: Node) -> None:
-        """Converts one `call_function` node.
-
-        Raises:
-            Unsupported: it cannot be converted; the reason is for the user.
-            ConversionError: its converter is wrong.
-        """
-        if node.target is operator.getitem:
-            self.values[node] = self.argument(node.args[0])[node.args[1]]
-            return
-        converter = lookup(node.target)
-        if converter is None:
-            reason = why_none(node.target)
-            raise Unsupported(f"no converter: {reason}" if reason else "no converter")
-        expected = node.meta["val"]
-        single = isinstance(expected, torch.Tensor)
-        values = (expected,) if single else tuple(expected)
-        used = used_results(node, len(values))
-        for value, is_used in zip(values, used, strict=True):
-            if is_used:
-                refuse_type(value)
-        net = self.net
-        net.scope, net.source, net.expected, net.used, net.node = node.name, source_line(node), values, used, node
-        try:
-            bound = converter.bind(self.argument(node.args), {k: self.argument(v) for k, v in node.kwargs.items()})
-            result = converter.function(net, **bound)
-        except TrtDynamoError:
-            raise
-        except Exception as error:
-            if any(isinstance(n.meta.get("val"), torch.SymFloat) for n in node.all_input_nodes):
-                raise Unsupported(
-                    f"a float that was made of a symbolic size, where a number must be known ({error})"
-                ) from error
-            raise ConversionError(
-                f"the converter of {node.target} failed at {node.format_node()}: {type(error).__name__}: {error}"
-            ) from error
-        results = tuple(result) if isinstance(result, tuple | list) else (result,)
-        if len(results) != len(values):
-            raise ConversionError(f"{node.target} has {len(values)} results, its converter made {len(results)}")
-        wrong = [r for r, is_used in zip(results, used, strict=True) if is_used and not isinstance(r, Tensor)]
-        if wrong:
-            raise ConversionError(f"the converter of {node.target} made no tensor but {wrong[0]!r}")
-        checked = tuple(
-            net.check(r, v, tuple(dim_of(d) for d in v.shape)) if u else None
-            for r, v, u in zip(results, values, used, strict=True)
-        )
-        self.values[node] = checked[0] if single else checked
-
-
-def used_results(node: Node, count: int) -> tuple[bool, ...]:
-    """Which results of a node anybody reads."""
-    if isinstance(node.meta["val"], torch.Tensor):
-        return (True,)
-    if any(user.target is not operator.getitem for user in node.users):
-        return (True,) * count
-    read = {user.args[1] for user in node.users}
-    return tuple(index in read for index in range(count))
-
-
-def refuse_type(value: Any) -> None:
-    """Raises `Unsupported` for a value that no network can hold."""
-    if not isinstance(value, torch.Tensor):
-        raise Unsupported(f"a result of type {type(value).__name__}")
-    if value.dtype not in TYPES and value.dtype not in CARRIED:
-        raise Unsupported(f"TensorRT has no {str(value.dtype).removeprefix('torch.')}")
-    if value.ndim > MAX_RANK:
-        raise Unsupported(f"rank {value.ndim}: TensorRT's largest is {MAX_RANK}")
-    if value.layout is not torch.strided:
-        raise Unsupported(f"layout {value.layout}")
-
-
-def source_line(node: Node) -> str:
-    """The user's line that made the node, as `file:line, code`."""
-    return last_line(node.meta.get("stack_trace") or "")
-
-
-@functools.lru_cache(maxsize=64)
-def last_line(trace: str) -> str:
-    """Where a stack trace ends. The nodes that come of one line follow one another."""
-    found = re.findall(r'File "([^"]+)", line (\d+), in [^\n]*\n\s*([^\n]*)', trace)
-    return f"{found[-1][0]}:{found[-1][1]}, {found[-1][2].strip()}" if found else ""
-
-
 def convert(
     graph: GraphModule,
     weights: Mapping[str, torch.Tensor],
@@ -189,75 +68,131 @@ def convert(
     """
     net = Network(ranges, refit=refit, wide_products=wide_products)
     net.baked = weights
-    placeholders = [node for node in graph.graph.nodes if node.op == "placeholder"]
-    inputs: dict[str, Binding] = {}
-    named: list[tuple[Node, NamedWeight]] = []
+    conversion = Conversion(net, graph, weights)
+    with log.collected():
+        conversion.declare_sizes()
+        conversion.convert_nodes()
+        outputs = conversion.mark_outputs()
+    refittable = weight_bindings(net, conversion.placeholders, weights, conversion.named)
+    return ConvertedNetwork(net, conversion.bindings(), outputs, dict(net.constants), refittable)
 
-    def weight_of(node: Node, dtype: torch.dtype | None = None) -> Tensor:
-        value = weights[node.name]
-        weight, name = net.weight(value.to(dtype or value.dtype), node.meta.get("weight_name", node.name))
+
+class Conversion(Walker):
+    """A segment's graph on its way into a network. `inputs` are those that something has asked for, `named` the weights
+    that can be refitted, by their placeholders.
+    """
+
+    def __init__(self, net: Network, graph: GraphModule, weights: Mapping[str, torch.Tensor]) -> None:
+        super().__init__(net)
+        self.graph, self.weights = graph, weights
+        self.placeholders: list[Node] = graph.graph.find_nodes(op="placeholder")
+        self.inputs: dict[str, Binding] = {}
+        self.named: list[tuple[Node, NamedWeight]] = []
+
+    def place(self, node: Node) -> Tensor:
+        if node.op == "get_attr":
+            return self.net.constant(getattr_path(self.graph, str(node.target)))
+        return self.weight(node) if node.name in self.weights else self.input(node)
+
+    def weight(self, node: Node, dtype: torch.dtype | None = None) -> Tensor:
+        """A placeholder as a constant, perhaps of another type."""
+        value = self.weights[node.name]
+        weight, name = self.net.weight(value.to(dtype or value.dtype), node.meta.get("weight_name", node.name))
         if name is not None:
-            named.append((node, name))
+            self.named.append((node, name))
         return weight
 
-    def place(node: Node) -> Tensor:
-        if node.op == "get_attr":
-            return net.constant(getattr_path(graph, str(node.target)))
-        if node.name in weights:
-            return weight_of(node)
+    def input(self, node: Node) -> Tensor:
+        """A placeholder as an input, which lies in memory as FX states."""
         value = node.meta["val"]
-        order = memory_order(value) or tuple(range(value.ndim))
-        shape = tuple(dim_of(d) for d in value.shape)
-        tensor = net.input(node.name, value.dtype, [shape[axis] for axis in order])
-        inputs[node.name] = Binding(node.name, placeholders.index(node), value.dtype, shape, order)
-        return net.permute(tensor, [order.index(axis) for axis in range(len(order))])
+        order, shape = order_of(value), tuple(dim_of(d) for d in value.shape)
+        tensor = self.net.input(node.name, value.dtype, [shape[axis] for axis in order])
+        self.inputs[node.name] = Binding(node.name, self.placeholders.index(node), value.dtype, shape, order)
+        return self.net.permute(tensor, [order.index(axis) for axis in range(len(order))])
 
-    walker = Walker(net, place)
+    def raw_input(self, node: Node) -> trt.ITensor:
+        """The network's input for a placeholder, made now if nothing asked for it before."""
+        self.value(node)
+        return self.net.inputs[node.name]
 
-    def size_input(node: Node) -> Callable[[], trt.ITensor]:
-        def read() -> trt.ITensor:
-            tensor = net.input(node.name, torch.int64, ())
-            inputs[node.name] = Binding(
-                node.name, placeholders.index(node), torch.int64, (), (), size=True, value=dim_of(node.meta["val"])
-            )
-            return net.reshape(tensor, (1,)).raw
+    def size_input(self, node: Node) -> trt.ITensor:
+        """A size as an input: a one-element shape tensor."""
+        tensor = self.net.input(node.name, torch.int64, ())
+        self.inputs[node.name] = Binding(
+            node.name,
+            self.placeholders.index(node),
+            torch.int64,
+            (),
+            (),
+            size=True,
+            value=dim_of(node.meta["val"]),
+        )
+        return self.net.reshape(tensor, (1,)).raw
 
-        return read
-
-    with log.collected():
-        for node in placeholders:
+    def declare_sizes(self) -> None:
+        """Says where sizes can be read: off shapes of inputs, and what those do not tell off inputs of their own."""
+        for node in self.placeholders:
             value = node.meta["val"]
-            if isinstance(value, torch.Tensor) and node.name not in weights:
-                order = memory_order(value) or tuple(range(value.ndim))
+            if isinstance(value, torch.Tensor) and node.name not in self.weights:
+                order, read = order_of(value), functools.partial(self.raw_input, node)
                 for axis, size in enumerate(value.shape):
-                    net.sizes.declare(dim_of(size), lambda n=node: network_input(walker, n), order.index(axis))  # type: ignore[misc]
-        for node in placeholders:
+                    self.net.sizes.declare(dim_of(size), read, order.index(axis))
+        for node in self.placeholders:
             if isinstance(node.meta["val"], torch.SymInt):
-                net.sizes.declare_value(dim_of(node.meta["val"]), size_input(node))
-        coded, unread = stored_weights(net, graph.graph.nodes)
-        for node in graph.graph.nodes:
-            if node.op != "call_function" or isinstance(node.meta.get("val"), torch.SymInt | torch.SymFloat):
+                self.net.sizes.declare_value(dim_of(node.meta["val"]), functools.partial(self.size_input, node))
+
+    def convert_nodes(self) -> None:
+        """Makes the value of each node that computes tensors; sizes are computed where something needs them."""
+        coded, unread = stored_weights(self.net, self.graph.graph.nodes)
+        for node in self.graph.graph.nodes:
+            if node.op != "call_function" or node in unread:
                 continue
-            if node in unread:
+            if isinstance(node.meta.get("val"), torch.SymInt | torch.SymFloat):
                 continue
             source = narrowed(node)
             if node in coded:
-                net.scope, net.source = node.name, source_line(node)
-                walker.values[node] = put(net, node, coded[node])
-            elif source is not None and source.name in weights:
-                walker.values[node] = weight_of(source, node.meta["val"].dtype)
+                self.net.scope, self.net.source = node.name, source_line(node)
+                self.values[node] = put(self.net, node, coded[node])
+            elif source is not None and source.name in self.weights:
+                self.values[node] = self.weight(source, node.meta["val"].dtype)
             elif source is not None and source.op == "get_attr":
-                value = getattr_path(graph, str(source.target))
-                walker.values[node] = net.constant(value.to(node.meta["val"].dtype))
+                value = getattr_path(self.graph, str(source.target))
+                self.values[node] = self.net.constant(value.to(node.meta["val"].dtype))
             else:
-                walker.run(node)
-        outputs = mark_outputs(net, walker, graph)
-    # TensorRT wants a number that shapes nothing where all else is, in the memory of the device.
-    for name, binding in inputs.items():
-        inputs[name] = dataclasses.replace(binding, size=binding.size and net.inputs[name].is_shape_tensor)
-    bindings = tuple(sorted(inputs.values(), key=lambda binding: binding.position))
-    refittable = weight_bindings(net, placeholders, weights, named)
-    return ConvertedNetwork(net, bindings, outputs, dict(net.constants), refittable)
+                self.run(node)
+
+    def mark_outputs(self) -> tuple[Binding, ...]:
+        """Marks the graph's results as outputs; each is a tensor of its own, in the memory order that FX states."""
+        net = self.net
+        (output,) = self.graph.graph.find_nodes(op="output")
+        bindings = []
+        net.scope, net.source = "output", ""
+        for position, node in enumerate(output.args[0]):
+            tensor, order = self.value(node), order_of(node.meta["val"])
+            raw = net.permute(tensor, order).raw
+            # A cast brings a carried type home; else an identity, because an input or a constant cannot be an output.
+            if to_torch(raw.dtype) is not tensor.dtype:
+                raw = net.raw_out(net.raw.add_cast(raw, to_trt(tensor.dtype)))
+            else:
+                raw = net.raw_out(net.raw.add_identity(raw))
+            raw.name = f"result_{position}"
+            net.raw.mark_output(raw)
+            bindings.append(Binding(raw.name, position, tensor.dtype, tensor.shape, order))
+        return tuple(bindings)
+
+    def bindings(self) -> tuple[Binding, ...]:
+        """The inputs, in the order of the segment's arguments."""
+        # TensorRT wants a number that shapes nothing where all else is, in the memory of the device.
+        settled = [
+            dataclasses.replace(binding, size=binding.size and self.net.inputs[name].is_shape_tensor)
+            for name, binding in self.inputs.items()
+        ]
+        return tuple(sorted(settled, key=lambda binding: binding.position))
+
+
+def order_of(value: torch.Tensor) -> tuple[int, ...]:
+    """The order of dims in which an engine reads or writes the tensor; row by row, where its memory has none."""
+    return memory_order(value) or tuple(range(value.ndim))
 
 
 def narrowed(node: Node) -> Node | None:
@@ -268,33 +203,3 @@ def narrowed(node: Node) -> Node | None:
     if not isinstance(source, Node) or source.meta["val"].dtype is not torch.float32:
         return None
     return source if node.meta["val"].dtype in HALVES else None
-
-
-def network_input(walker: Walker, node: Node) -> trt.ITensor:
-    """The network's input for a placeholder, made now if nothing asked for it before."""
-    walker.value(node)
-    return walker.net.inputs[node.name]
-
-
-def getattr_path(module: Any, path: str) -> Any:
-    return operator.attrgetter(path)(module)
-
-
-def mark_outputs(net: Network, walker: Walker, graph: GraphModule) -> tuple[Binding, ...]:
-    """Marks the graph's results as outputs; each is a tensor of its own, in the memory order that FX states."""
-    (output,) = (node for node in graph.graph.nodes if node.op == "output")
-    bindings = []
-    net.scope, net.source = "output", ""
-    for position, node in enumerate(output.args[0]):
-        tensor, value = walker.value(node), node.meta["val"]
-        order = memory_order(value) or tuple(range(value.ndim))
-        raw = net.permute(tensor, order).raw
-        # A cast brings a carried type home; else an identity, because an input or a constant cannot be an output.
-        if to_torch(raw.dtype) is not tensor.dtype:
-            raw = net.raw_out(net.raw.add_cast(raw, to_trt(tensor.dtype)))
-        else:
-            raw = net.raw_out(net.raw.add_identity(raw))
-        raw.name = f"result_{position}"
-        net.raw.mark_output(raw)
-        bindings.append(Binding(raw.name, position, tensor.dtype, tensor.shape, order))
-    return tuple(bindings)

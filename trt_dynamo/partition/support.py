@@ -15,9 +15,9 @@ import torch.utils._pytree as pytree
 from torch.fx import GraphModule, Node
 
 from trt_dynamo import log as tensorrt_log
-from trt_dynamo.aten_converters.conversion import Walker, getattr_path, source_line
 from trt_dynamo.aten_converters.left_to_eager import STAYS_EAGER
 from trt_dynamo.aten_converters.network import Network, Tensor
+from trt_dynamo.aten_converters.walker import Walker, getattr_path, source_line
 from trt_dynamo.errors import ConversionError, Unsupported
 from trt_dynamo.host_scalars import host_scalars
 from trt_dynamo.partition.sizes import is_float
@@ -42,36 +42,32 @@ class Verdict:
         return f"{line}  [{self.source}]" if self.source else line
 
 
-class DryRun:
+class DryRun(Walker):
     """Runs converters in a scratch network that is never built. A refused layer spoils its network, so the next node
     gets a fresh one, in which the values it needs come in as inputs."""
 
     def __init__(self, module: GraphModule, weights: Collection[Node]) -> None:
+        super().__init__(Network())
         self.module = module
         self.weights = weights
         self.pages: mmap.mmap | bytes = b""
         self.symbols: dict[Node, list[sympy.Symbol]] = {}  # in the value of each node so far
         self.known: set[sympy.Symbol] = set()  # all of these
-        self.start()
-
-    def start(self) -> None:
-        self.walker = Walker(Network(), self.place)
 
     def place(self, node: Node) -> Tensor | tuple[Tensor | None, ...]:
-        net = self.walker.net
         if node.op == "get_attr":
-            return net.constant(getattr_path(self.module, str(node.target)))
+            return self.net.constant(getattr_path(self.module, str(node.target)))
         value = node.meta["val"]
         if not isinstance(value, torch.Tensor):
             return tuple(
                 self.input(f"{node.name}_{i}", v) if isinstance(v, torch.Tensor) else None for i, v in enumerate(value)
             )
         if node in self.weights:
-            return dataclasses.replace(net.constant(self.zeros(value), name=node.name), value=None)
+            return dataclasses.replace(self.net.constant(self.zeros(value), name=node.name), value=None)
         return self.input(node.name, value)
 
     def input(self, name: str, value: torch.Tensor) -> Tensor:
-        return self.walker.net.input(name, value.dtype, [dim_of(d) for d in value.shape])
+        return self.net.input(name, value.dtype, [dim_of(d) for d in value.shape])
 
     def zeros(self, value: torch.Tensor) -> torch.Tensor:
         """Stands for a weight of this shape: pages of zeros that nobody touches cost neither memory nor time."""
@@ -88,7 +84,7 @@ class DryRun:
         reason = ""
         try:
             self.declare_sizes(node)
-            self.walker.run(node)
+            self.run(node)
         except Unsupported as error:
             reason = str(error)
         except ConversionError as error:
@@ -97,7 +93,7 @@ class DryRun:
             log.warning("%s; the node stays in eager. Please report this.", error)
             reason = f"a bug in its converter: {error}"
         if reason:
-            self.start()
+            self.net, self.values = Network(), {}
         return Verdict(node.name, str(node.target), not reason, reason, source_line(node))
 
     def note(self, node: Node) -> None:
@@ -109,7 +105,7 @@ class DryRun:
         """A size that no tensor tells comes in as a host shape tensor; in the dry run all of them may, and what only a
         tensor tells that a fresh network has not seen.
         """
-        net = self.walker.net
+        net = self.net
         own = node_symbols(node)
         for symbol in {
             s: None for symbols in (own, *map(self.symbols.get, node.all_input_nodes)) for s in symbols or ()

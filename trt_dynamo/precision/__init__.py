@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch.fx import GraphModule, Node
 
-from trt_dynamo.aten_converters.conversion import source_line
+from trt_dynamo.aten_converters.walker import source_line
 from trt_dynamo.partition.support import judge
 from trt_dynamo.precision.casts import with_casts
 from trt_dynamo.precision.choice import Choice, choose, float32_operands, has_float32

@@ -17,9 +17,9 @@ from torch._ops import OpOverload
 from torch.fx import GraphModule, Node
 from torch.utils._pytree import tree_leaves
 
-from trt_dynamo.aten_converters.conversion import getattr_path
 from trt_dynamo.aten_converters.left_to_eager import STAYS_FLOAT32
 from trt_dynamo.aten_converters.tensor import holds
+from trt_dynamo.aten_converters.walker import getattr_path
 from trt_dynamo.precision.keep import kept_by
 from trt_dynamo.precision.magnitudes import INEXACT, NAMES, weight_misfit
 from trt_dynamo.precision.tables import PLACES, Role, packet_of, role_of

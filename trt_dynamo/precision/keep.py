@@ -13,7 +13,7 @@ from pathlib import PurePath
 from torch._ops import OpOverload
 from torch.fx import Node
 
-from trt_dynamo.aten_converters.conversion import source_line
+from trt_dynamo.aten_converters.walker import source_line
 from trt_dynamo.module_paths import modules_around
 
 LINES = re.compile(r"(?P<file>.*):(?P<first>\d+)(-(?P<last>\d+))?")

@@ -16,7 +16,7 @@ from torch._ops import OpOverload
 from torch.fx import GraphModule, Node
 from torch.fx.node import map_arg
 
-from trt_dynamo.aten_converters.conversion import source_line
+from trt_dynamo.aten_converters.walker import source_line
 from trt_dynamo.sparsity.pattern import GROUP, share_of_dense_groups
 
 # The operands of each product, by their places, with the dim of each that is added up.
