@@ -143,27 +143,19 @@ def explain(
     """
     settings = Settings.from_env().merge(options)
     tensorrt_module.load()
-    found: list[Partitioned] = []
-    nodes: list[PlacedNode] = []
-    engines: list[EngineToBe] = []
+    looks: list[Look] = []
     broken: list[str] = []
-    inductor: list[tuple[str, ...]] = []
 
-    def look(lowered: Lowered) -> Callable[..., Any]:
+    def take(lowered: Lowered) -> Callable[..., Any]:
         original = lowered.module.forward
-        with unset_fake_temporarily(), torch.no_grad():
-            parts = partition(lowered.module, lowered.names, settings)
-            inductor.extend(inductor_nodes(parts, settings))
-            nodes.extend(placed_nodes(lowered, parts, len(found)))
-            engines.extend(engines_to_be(lowered, parts, settings, len(found)))
-        found.append(parts)
+        looks.append(look(lowered, len(looks), settings))
         return original
 
     @keeps_lengths
     def backend(module: GraphModule, inputs: Sequence[Any]) -> Callable[..., Any]:
         try:
             use_known_ranges(module, inputs, settings)
-            return lower(module, inputs, look, settings)
+            return lower(module, inputs, take, settings)
         except (RestartAnalysis, SkipFrame):  # Dynamo's own way of asking for another go
             raise
         except Exception as error:  # noqa: BLE001  the report must say it; the model still runs
@@ -172,24 +164,53 @@ def explain(
 
     with torch.no_grad(), graph_breaks.noted() as breaks:
         torch.compile(model, backend=backend, dynamic=dynamic)(*args, **kwargs)
-    breaks = list(dict.fromkeys([*breaks, *graph_breaks.foreseen(model, (*args, *kwargs.values()))]))
-    segments = [segment for parts in found for segment in parts.segments]
-    if len(found) > 1:
+    foreseen = graph_breaks.foreseen(model, (*args, *kwargs.values()))
+    return explanation_of(looks, broken, list(dict.fromkeys([*breaks, *foreseen])))
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Look:
+    """What was seen of one graph."""
+
+    parts: Partitioned
+    inductor: list[tuple[str, ...]]
+    nodes: list[PlacedNode]
+    engines: list[EngineToBe]
+
+
+def look(lowered: Lowered, number: int, settings: Settings) -> Look:
+    """Cuts a graph, Dynamo's `number`-th, as the backend would."""
+    with unset_fake_temporarily(), torch.no_grad():
+        parts = partition(lowered.module, lowered.names, settings)
+        return Look(
+            parts,
+            inductor_nodes(parts, settings),
+            placed_nodes(lowered, parts, number),
+            engines_to_be(lowered, parts, settings, number),
+        )
+
+
+def explanation_of(looks: Sequence[Look], broken: Sequence[str], breaks: Sequence[str]) -> Explanation:
+    """What to say of all graphs together. Where there are several, an engine's name says which its graph is."""
+    engines = [engine for each in looks for engine in each.engines]
+    nodes = [node for each in looks for node in each.nodes]
+    if len(looks) > 1:
         engines = [each.named(f"graph_{each.graph}.{each.name}") for each in engines]
         nodes = [dataclasses.replace(n, engine=n.engine and f"graph_{n.graph}.{n.engine}") for n in nodes]
-    verdicts = [verdict for parts in found for verdict in parts.verdicts]
+    segments = [segment for each in looks for segment in each.parts.segments]
+    verdicts = [verdict for each in looks for verdict in each.parts.verdicts]
     refused = tuple(verdict for verdict in verdicts if not verdict.ok)
     return Explanation(
         tuple(dataclasses.replace(s, name=engine.name) for s, engine in zip(segments, engines, strict=True)),
         len(verdicts) - len(refused),
         refused,
-        len(found) + len(broken),
+        len(looks) + len(broken),
         tuple(broken),
         breaks=tuple(breaks),
         sizes=tuple(f"{each.name} for sizes {ranges_told(each)}" for each in engines if each.ranges),
         cuts=tuple(f"{each.name}: {each.cut}" for each in engines if each.cut),
         builds=builds_so_far(),
-        inductor=tuple(inductor),
+        inductor=tuple(part for each in looks for part in each.inductor),
         precision=tuple(each.precision for each in engines if each.precision is not None),
         sparsity=tuple(each.sparsity for each in engines if each.sparsity is not None),
         nodes=tuple(nodes),
