@@ -26,6 +26,7 @@ from trt_dynamo.aten_converters import ConvertedNetwork, convert
 from trt_dynamo.aten_converters.conversion import Binding
 from trt_dynamo.build import build, profile_of
 from trt_dynamo.errors import Unsupported
+from trt_dynamo.explained import sizes_of
 from trt_dynamo.exported import Lifted, export, lift, lowered, settled
 from trt_dynamo.lowering import Lowered, bakeable
 from trt_dynamo.lowering.plain_programs import functional
@@ -33,10 +34,12 @@ from trt_dynamo.model_file import replaced
 from trt_dynamo.partition import Partitioned, Segment, partition
 from trt_dynamo.precision import Findings, Precision
 from trt_dynamo.precision.recording import recall
-from trt_dynamo.profiles import Ranges, Sizes, dim_range
+from trt_dynamo.profiles import Ranges, dim_range
 from trt_dynamo.settings import Settings, warn_once
 from trt_dynamo.tf32 import allows_tf32
 from trt_dynamo.triton_repository import PlanTensor, write_model
+
+PlanAndTensors = tuple[bytes, list[PlanTensor], list[PlanTensor]]  # with the inputs, and the outputs
 
 MOST_NAMED = 20
 
@@ -93,24 +96,7 @@ def export_engine(
     tensorrt_module.load()
     args, kwargs = pytree.tree_map_only(torch.Tensor, torch.Tensor.contiguous, (tuple(args), dict(kwargs or {})))
     program = model if isinstance(model, ExportedProgram) else export(model, args, kwargs, dynamic_shapes)
-    lifted, names = with_plain_results(lift(settled(program)))
-    made: list[tuple[bytes, list[PlanTensor], list[PlanTensor]]] = []
-
-    def write(graph: Lowered) -> Callable[..., Any]:
-        refuse_writes(lifted)
-        with unset_fake_temporarily():
-            made.append(make_plan(graph, lifted, names, settings, file.name))
-        return graph.module.forward
-
-    with torch.no_grad():
-        plain = functional(lifted.module, settings)
-        if plain is None:
-            lowered(lifted, settings, write)
-        else:
-            made.append(make_plan(with_weights(plain, lifted), lifted, names, settings, file.name))
-    if not made:
-        raise Unsupported("the model trains: its graph wants a backward pass")
-    plan, inputs, outputs = made[0]
+    plan, inputs, outputs = plan_of(program, settings, file.name)
     with replaced(file) as out:
         out.write(plan)
     folder = None
@@ -119,6 +105,32 @@ def export_engine(
             warn_once(RTX_FOR_TRITON)
         folder = write_model(Path(triton), file.stem, plan, inputs, outputs)
     return EngineFile(file, tuple(inputs), tuple(outputs), folder)
+
+
+def plan_of(program: ExportedProgram, settings: Settings, label: str) -> PlanAndTensors:
+    """The plan of a whole program, and what goes in and out.
+
+    Raises:
+        Unsupported, BuildError: as for `export_engine`.
+    """
+    lifted, names = with_plain_results(lift(settled(program)))
+    made: list[PlanAndTensors] = []
+
+    def make(graph: Lowered) -> Callable[..., Any]:
+        refuse_writes(lifted)
+        with unset_fake_temporarily():
+            made.append(make_plan(graph, lifted, names, settings, label))
+        return graph.module.forward
+
+    with torch.no_grad():
+        plain = functional(lifted.module, settings)
+        if plain is None:
+            lowered(lifted, settings, make)
+        else:
+            made.append(make_plan(with_weights(plain, lifted), lifted, names, settings, label))
+    if not made:
+        raise Unsupported("the model trains: its graph wants a backward pass")
+    return made[0]
 
 
 def with_plain_results(lifted: Lifted) -> tuple[Lifted, list[str]]:
@@ -193,24 +205,20 @@ def refuse_writes(lifted: Lifted) -> None:
         raise Unsupported(f"the model writes to {', '.join(written)}, which a plan cannot")
 
 
-def make_plan(
-    graph: Lowered, lifted: Lifted, names: Sequence[str], settings: Settings, label: str
-) -> tuple[bytes, list[PlanTensor], list[PlanTensor]]:
+def make_plan(graph: Lowered, lifted: Lifted, names: Sequence[str], settings: Settings, label: str) -> PlanAndTensors:
     """The plan, and what goes in and out, in the model's order."""
-    placeholders = [node.name for node in graph.module.graph.nodes if node.op == "placeholder"]
     parts = partition(graph.module, graph.names, settings)
     segment = only_segment(parts)
-    weights = [graph.weights[placeholders.index(name)] for name in segment.weights]
+    weights = graph.weights_of(segment.weights)
     given = dict(zip(segment.weights, weights, strict=True))
     precision = Precision(segment.module, segment.weights, settings, findings(segment, given, settings))
-    nodes = segment.module.graph.nodes
-    inputs = [node.meta["val"] for node in nodes if node.op == "placeholder"]
-    ranges = Sizes(inputs, [node.meta.get("val") for node in nodes], settings.max_tensor_bytes).first
+    ranges = sizes_of(segment, settings).first
     copies = {name: tensor.detach() for name, tensor in given.items()}
     graph_to_be = precision.graph(weights).module
     network = convert(graph_to_be, copies, ranges, wide_products=settings.wide_products)
-    arguments = dict(zip(placeholders, [*lifted.paths, *lifted.names], strict=True))
-    network = renamed(network, segment.module, arguments, lifted, places_of_results(parts.module, names))
+    placeholders = graph.module.graph.find_nodes(op="placeholder")
+    arguments = {n.name: name for n, name in zip(placeholders, [*lifted.paths, *lifted.names], strict=True)}
+    network = renamed(network, segment, arguments, lifted, places_of_results(parts.module, names))
     plan = build(network, profile_of(network, ranges), settings, label=label, tf32=allows_tf32(segment.module))
     order = {name: index for index, name in enumerate([*lifted.names, *names])}
     described = [
@@ -253,7 +261,7 @@ def places_of_results(outer: GraphModule, names: Sequence[str]) -> dict[int, str
 
 def renamed(
     network: ConvertedNetwork,
-    segment: GraphModule,
+    segment: Segment,
     arguments: Mapping[str, str],
     lifted: Lifted,
     results: Mapping[int, str],
@@ -263,8 +271,7 @@ def renamed(
     Raises:
         Unsupported: something that the model holds would be an input.
     """
-    placeholders = [node.name for node in segment.graph.nodes if node.op == "placeholder"]
-    inputs = {each.name: arguments.get(placeholders[each.position], "") for each in network.inputs}
+    inputs = {each.name: arguments.get(segment.arguments[each.position], "") for each in network.inputs}
     computed = [name for name, argument in inputs.items() if not argument]
     if computed:
         raise Unsupported(f"the engine needs what is computed before it: {', '.join(computed)}")
