@@ -15,8 +15,19 @@ from torch.fx import GraphModule, Node
 
 from trt_dynamo.aten_converters.layout import dense_order, memory_order
 from trt_dynamo.host_scalars import host_scalars
-from trt_dynamo.partition import Partitioned, Segment, aliasing_outputs, group, keep_tuples_whole, main_device, split
-from trt_dynamo.partition.support import Verdict, makes_tensors, node_symbols, tensors_of
+from trt_dynamo.partition import Partitioned
+from trt_dynamo.partition.levels import group
+from trt_dynamo.partition.segments import Segment, split
+from trt_dynamo.partition.support import (
+    Verdict,
+    keep_tuples_whole,
+    main_device,
+    makes_tensors,
+    node_symbols,
+    refuse,
+    tensors_of,
+)
+from trt_dynamo.partition.views import aliasing_outputs
 from trt_dynamo.profiles import dim_of
 
 aten = torch.ops.aten
@@ -35,10 +46,8 @@ def eager_parts(module: GraphModule) -> Partitioned:
     """The outer graph with its eager nodes in parts. The verdicts, on all eager nodes, say why some are in none."""
     verdicts = judge_eager(module)
     groups = group(module.graph, verdicts, SMALLEST, kernels)
-    grouped = {node for nodes in groups for node in nodes}
-    for node, verdict in verdicts.items():
-        if verdict.ok and node not in grouped:
-            verdicts[node] = Verdict(verdict.node, verdict.target, False, "too little to compile")
+    inside = {node for nodes in groups for node in nodes}
+    refuse(verdicts, {node: "too little to compile" for node in verdicts if node not in inside})
     parts, outer = split(module, groups, {}, "part")
     for part in parts:
         settle_strides(outer, part)

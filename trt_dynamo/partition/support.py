@@ -7,7 +7,8 @@ import functools
 import logging
 import math
 import mmap
-from collections.abc import Collection, Sequence
+import operator
+from collections.abc import Collection, Mapping, Sequence
 
 import sympy
 import torch
@@ -156,6 +157,28 @@ def judge(
                 verdicts[node] = dry_run.verdict(node, strict=strict)
             dry_run.note(node)
     return verdicts
+
+
+def refuse(verdicts: dict[Node, Verdict], reasons: Mapping[Node, str]) -> None:
+    """Leaves to eager those of the nodes that were TensorRT's."""
+    for node, reason in reasons.items():
+        if node in verdicts and verdicts[node].ok:
+            verdicts[node] = dataclasses.replace(verdicts[node], ok=False, reason=reason)
+
+
+def keep_tuples_whole(verdicts: dict[Node, Verdict]) -> None:
+    """An op with several results and the `getitem`s that take them apart run on the same side."""
+    for node, verdict in list(verdicts.items()):
+        if node.target is operator.getitem:
+            (parent,) = node.all_input_nodes
+            above = verdicts.get(parent)
+            if above is not None and above.ok != verdict.ok:
+                verdicts[node] = dataclasses.replace(verdict, ok=above.ok, reason=above.reason)
+    for node, verdict in verdicts.items():
+        value = node.meta["val"]
+        whole = isinstance(value, torch.Tensor)
+        if not whole and verdict.ok and any(user.target is not operator.getitem for user in node.users):
+            verdicts[node] = dataclasses.replace(verdict, ok=False, reason="its results leave the graph as a tuple")
 
 
 def main_device(module: GraphModule) -> torch.device:
