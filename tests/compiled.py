@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable
 from typing import Any
 
@@ -14,6 +15,25 @@ def compiled(model: Callable[..., Any], *, dynamic: bool | None = None, **option
     """`torch.compile(model, backend="tensorrt")` where everything that can go into an engine does."""
     options = {"runtime": "reference", "min_segment_nodes": 1, "rebuild": "sync", **options}
     return torch.compile(model, backend="tensorrt", dynamic=dynamic, options=options)
+
+
+def in_threads(count: int, work: Callable[[int], object]) -> None:
+    """Runs `work` in so many threads at once, each with its number, and raises the first error of theirs."""
+    errors: list[BaseException] = []
+
+    def run(number: int) -> None:
+        try:
+            work(number)
+        except BaseException as error:
+            errors.append(error)
+
+    threads = [threading.Thread(target=run, args=(number,)) for number in range(count)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    if errors:
+        raise errors[0]
 
 
 def engine_calls() -> int:

@@ -20,6 +20,7 @@ import pytest
 from fsspec.implementations.memory import MemoryFileSystem  # type: ignore[import-untyped, unused-ignore]
 
 from tests.cache_cases import PLAN, Builder, Warned, key
+from tests.compiled import in_threads
 from tests.test_cache_archive import HOSTILE, OURS, SECRET, SIGNATURES, WRONG
 from trt_dynamo.cache import Plan, entry, get_or_build, open_store, remote
 from trt_dynamo.cache.packing import MAGIC, packed, unpacked
@@ -192,11 +193,7 @@ class TestSharing:
 
     def test_many_threads(self, memory: Machines, warned: Warned) -> None:
         build = Builder()
-        threads = [threading.Thread(target=memory.ask, args=(f"m{n % 4}", build, n % 3)) for n in range(12)]
-        for thread in threads:
-            thread.start()
-        for thread in threads:
-            thread.join()
+        in_threads(12, lambda n: memory.ask(f"m{n % 4}", build, n % 3))
         for number in range(3):
             assert memory.ask("new", never, number)[1] is True
 

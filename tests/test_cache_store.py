@@ -20,6 +20,7 @@ import torch
 
 import trt_dynamo
 from tests.cache_cases import DAMAGES, PLAN, Builder, Warned, flip, key, reseal, settings
+from tests.compiled import in_threads
 from trt_dynamo.cache import Plan, Store, entry, get_or_build, open_store, store
 from trt_dynamo.cache.disk import Damaged
 from trt_dynamo.reports import reset_report
@@ -600,13 +601,9 @@ class TestWaiting:
             return PLAN
 
         def run(number: int) -> None:
-            results.append(get_or_build(key(number), build, settings(cache)))
+            results.append(get_or_build(key(number % 2), build, settings(cache)))
 
-        threads = [threading.Thread(target=run, args=(number % 2,)) for number in range(8)]
-        for thread in threads:
-            thread.start()
-        for thread in threads:
-            thread.join()
+        in_threads(8, run)
         assert [plan for plan, _ in results] == [PLAN] * 8
         assert sum(hit for _, hit in results) == 6
         assert len(built) == 2

@@ -13,7 +13,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from tests.compiled import assert_same, compiled
+from tests.compiled import assert_same, compiled, in_threads
 from trt_dynamo import report
 from trt_dynamo.reference.context import ReferenceContext
 from trt_dynamo.runtime.contexts import Contexts
@@ -163,22 +163,13 @@ def test_sixteen_threads_get_right_answers_from_a_bounded_pool(bound: int, monke
     with torch.no_grad():
         expected = [net(x) for x in inputs]
         fast(inputs[0])
-    errors: list[BaseException] = []
 
     def work(seed: int) -> None:
-        try:
-            with torch.no_grad():
-                for _ in range(5):
-                    assert_same(fast(inputs[seed]), expected[seed])
-        except BaseException as error:
-            errors.append(error)
+        with torch.no_grad():
+            for _ in range(5):
+                assert_same(fast(inputs[seed]), expected[seed])
 
-    threads = [threading.Thread(target=work, args=(seed,)) for seed in range(THREADS)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert not errors, errors[0]
+    in_threads(THREADS, work)
     assert report()["eager_calls"] == 0
     assert most_at_once[0] == bound
 

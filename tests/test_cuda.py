@@ -7,7 +7,6 @@ from __future__ import annotations
 import copy
 import gc
 import resource
-import threading
 import warnings
 from collections.abc import Callable
 from typing import Any
@@ -17,7 +16,7 @@ import torch
 from torch import nn
 
 from benchmarks.models import MODELS
-from tests.compiled import assert_same, compiled, engine_calls
+from tests.compiled import assert_same, compiled, engine_calls, in_threads
 from tests.test_models import SMALL, relative_error
 from trt_dynamo.reports import report
 
@@ -92,23 +91,14 @@ def test_threads_share_an_engine() -> None:
     fast = compiled(model)
     with torch.no_grad():
         fast(torch.randn(8, 64, device="cuda"))
-    errors: list[BaseException] = []
 
-    def work() -> None:
-        try:
-            with torch.no_grad(), torch.cuda.stream(torch.cuda.Stream()):
-                for _ in range(20):
-                    x = torch.randn(8, 64, device="cuda")
-                    assert_same(fast(x), model(x))
-        except BaseException as error:
-            errors.append(error)
+    def work(_: int) -> None:
+        with torch.no_grad(), torch.cuda.stream(torch.cuda.Stream()):
+            for _ in range(20):
+                x = torch.randn(8, 64, device="cuda")
+                assert_same(fast(x), model(x))
 
-    threads = [threading.Thread(target=work) for _ in range(8)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert not errors, errors[0]
+    in_threads(8, work)
 
 
 @pytest.mark.parametrize("options", [{}, {"foreach": True}, {"fused": True}])

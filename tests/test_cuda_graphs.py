@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import threading
 import warnings
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -12,7 +11,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from tests.compiled import assert_same, compiled
+from tests.compiled import assert_same, compiled, in_threads
 from trt_dynamo import report
 from trt_dynamo.runtime import cuda_graphs
 
@@ -153,23 +152,14 @@ def test_streams_and_threads(mode: str) -> None:
     fast = fast_of(model, mode)
     fast(torch.randn(4, 16, device="cuda"))
     torch.cuda.synchronize()
-    errors: list[BaseException] = []
 
-    def work(own: bool) -> None:
-        try:
-            with torch.no_grad(), torch.cuda.stream(torch.cuda.Stream() if own else torch.cuda.default_stream()):
-                for turn in range(40):
-                    x = torch.randn(3 + turn % 2, 16, device="cuda")
-                    assert_same(fast(x), model(x))
-        except BaseException as error:
-            errors.append(error)
+    def work(seed: int) -> None:
+        with torch.no_grad(), torch.cuda.stream(torch.cuda.Stream() if seed % 4 else torch.cuda.default_stream()):
+            for turn in range(40):
+                x = torch.randn(3 + turn % 2, 16, device="cuda")
+                assert_same(fast(x), model(x))
 
-    threads = [threading.Thread(target=work, args=(i % 4 != 0,)) for i in range(8)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert not errors, errors[0]
+    in_threads(8, work)
     assert report()["replays"] > 0
 
 

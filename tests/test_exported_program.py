@@ -7,7 +7,6 @@ import gc
 import json
 import subprocess
 import sys
-import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -17,7 +16,7 @@ import torch
 from torch.export import Dim, ExportedProgram
 
 import trt_dynamo
-from tests.compiled import assert_same
+from tests.compiled import assert_same, in_threads
 from tests.test_exported import BATCH, OPTIONS, SHAPES, Counting, Labelled, Small, Stepped, counting
 from trt_dynamo import EngineError, exported_program, report
 from trt_dynamo.carried_segment import segment_in
@@ -207,11 +206,7 @@ def test_threads_make_one_engine(tmp_path: Path) -> None:
     loaded = reloaded(program_of(model, x), tmp_path)
     run, found = loaded.module(), []
     trt_dynamo.reset_report()
-    threads = [threading.Thread(target=lambda: found.append(run(x).detach())) for _ in range(4)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
+    in_threads(4, lambda _: found.append(run(x).detach()))
     for each in found:
         assert_same(each, model(x).detach())
     assert len(found) == 4

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import copy
 import logging
-import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
@@ -22,7 +21,7 @@ from torch._inductor.compile_fx import compile_fx
 from torch.fx import GraphModule
 
 import trt_dynamo
-from tests.compiled import assert_same, compiled, engine_calls
+from tests.compiled import assert_same, compiled, engine_calls, in_threads
 from trt_dynamo import backend, fallback
 from trt_dynamo.reports import report
 from trt_dynamo.settings import Settings
@@ -482,15 +481,11 @@ def test_first_calls_from_many_threads(monkeypatch: pytest.MonkeyPatch) -> None:
         calls.clear()
         found: list[torch.Tensor] = []
 
-        def call() -> None:
+        def call(_: int) -> None:
             with torch.no_grad():
                 found.append(fast(x))
 
-        threads = [threading.Thread(target=call) for _ in range(6)]
-        for thread in threads:
-            thread.start()
-        for thread in threads:
-            thread.join()
+        in_threads(6, call)
         assert len(found) == 6 and most == [1]
         for result in found:
             assert_same(result, f(x))

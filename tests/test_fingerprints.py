@@ -16,6 +16,7 @@ from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import trt_dynamo.fingerprints as package
+from tests.compiled import in_threads
 from trt_dynamo.errors import Unsupported
 from trt_dynamo.fingerprints import ROW, Fingerprints, batches, fingerprint, kernel, launches, spans
 from trt_dynamo.fingerprints.batches import BatchRows
@@ -209,21 +210,15 @@ def test_nothing_to_read(device: str, shapes: list[tuple[int, ...]]) -> None:
 def test_the_rows_are_the_same_in_every_thread(device: str) -> None:
     tensors = [torch.randn(n, device=device) for n in (7, 1000, 50_000, 400_000)]
     prints = Fingerprints(tensors)
-    expected, wrong = fingerprint(tensors), []
+    expected = fingerprint(tensors)
 
-    def work() -> None:
+    def work(_: int) -> None:
         for _ in range(20):
             prints.record()
             prints.start(tensors)
-            if prints.read(tensors) != expected:
-                wrong.append(threading.get_ident())
+            assert prints.read(tensors) == expected
 
-    threads = [threading.Thread(target=work) for _ in range(8)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert not wrong
+    in_threads(8, work)
 
 
 class Refusing(TorchDispatchMode):

@@ -16,7 +16,7 @@ import pytest
 import torch
 from torch import nn
 
-from tests.compiled import assert_same, compiled
+from tests.compiled import assert_same, compiled, in_threads
 from trt_dynamo import explain, segment_engine, shutdown
 from trt_dynamo.build import build
 from trt_dynamo.cache import open_store
@@ -387,24 +387,15 @@ def test_a_slow_build_never_holds_up_a_call(threads: int, monkeypatch: pytest.Mo
     fast = compiled(net, dynamic=True, rebuild="background")
     call(fast, 5)
     call(fast, 6)
-    errors: list[BaseException] = []
     waits: list[float] = []
 
     def work(seed: int) -> None:
-        try:
-            for size in (7 + seed, 200 + seed, 9, 300 + seed):
-                started = time.monotonic()
-                assert_same(call(fast, size), call(net, size))
-                waits.append(time.monotonic() - started)
-        except BaseException as error:
-            errors.append(error)
+        for size in (7 + seed, 200 + seed, 9, 300 + seed):
+            started = time.monotonic()
+            assert_same(call(fast, size), call(net, size))
+            waits.append(time.monotonic() - started)
 
-    workers = [threading.Thread(target=work, args=(seed,)) for seed in range(threads)]
-    for worker in workers:
-        worker.start()
-    for worker in workers:
-        worker.join()
-    assert not errors, errors[0]
+    in_threads(threads, work)
     assert max(waits) < 20
     meanwhile = report()
     assert meanwhile["engine_calls"] == 2 + 2 * threads and meanwhile["eager_calls"] == 2 * threads

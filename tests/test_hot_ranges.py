@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import random
-import threading
 from typing import Any
 
 import pytest
@@ -12,7 +11,7 @@ import torch
 from torch import nn
 from torch.fx.experimental.symbolic_shapes import ShapeEnv
 
-from tests.compiled import assert_same, compiled
+from tests.compiled import assert_same, compiled, in_threads
 from trt_dynamo.hot_ranges import EVERY, SeenSizes
 from trt_dynamo.profiles import Range
 from trt_dynamo.reference.context import ReferenceContext
@@ -144,25 +143,16 @@ def test_a_call_takes_the_narrowest_profile(used: list[int], monkeypatch: pytest
 def test_streams_through_several_profiles(profiles: int, used: list[int]) -> None:
     net = Net()
     fast = compiled(net, dynamic=True, profiles=profiles)
-    errors: list[BaseException] = []
 
     def work(seed: int) -> None:
         draw = random.Random(seed)
-        try:
-            with torch.no_grad():
-                for _ in range(30):
-                    x = torch.randn(draw.choice([4, draw.randint(2, 300)]), draw.choice([6, draw.randint(2, 90)]), 6)
-                    n = draw.randint(2, 9)
-                    assert_same(fast(x, n), net(x, n))
-        except BaseException as error:
-            errors.append(error)
+        with torch.no_grad():
+            for _ in range(30):
+                x = torch.randn(draw.choice([4, draw.randint(2, 300)]), draw.choice([6, draw.randint(2, 90)]), 6)
+                n = draw.randint(2, 9)
+                assert_same(fast(x, n), net(x, n))
 
-    threads = [threading.Thread(target=work, args=(seed,)) for seed in range(4)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert not errors, errors[0]
+    in_threads(4, work)
     assert (max(used) > 0) == (profiles > 1)
     assert report()["eager_calls"] == 0
 

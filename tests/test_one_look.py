@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import gc
-import threading
 import weakref
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -12,7 +11,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from tests.compiled import assert_same, compiled
+from tests.compiled import assert_same, compiled, in_threads
 from trt_dynamo import report
 from trt_dynamo.runtime import one_look
 from trt_dynamo.runtime.one_look import CALM, OneLook, pure
@@ -218,7 +217,6 @@ def test_threads_have_a_call_of_their_own(looks: list[OneLook]) -> None:
     fast = together(model)
     inputs = [X * i for i in range(1, 5)]
     expected = [model(x).detach() for x in inputs]
-    wrong: list[int] = []
     with torch.no_grad():
         fast(X)
         calm(fast, looks[0])
@@ -226,14 +224,9 @@ def test_threads_have_a_call_of_their_own(looks: list[OneLook]) -> None:
     def work(i: int) -> None:
         with torch.no_grad():
             for _ in range(20):
-                wrong.extend([i] * (not torch.allclose(fast(inputs[i]), expected[i], atol=1e-5)))
+                assert torch.allclose(fast(inputs[i]), expected[i], atol=1e-5)
 
-    threads = [threading.Thread(target=work, args=(i,)) for i in range(4)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert wrong == []
+    in_threads(4, work)
 
 
 def test_it_keeps_no_engine_alive(looks: list[OneLook]) -> None:

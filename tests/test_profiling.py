@@ -8,7 +8,6 @@ import os
 import re
 import subprocess
 import sys
-import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -18,7 +17,7 @@ import torch
 from torch.profiler import ProfilerActivity, profile
 from typer.testing import CliRunner
 
-from tests.compiled import assert_same, compiled
+from tests.compiled import assert_same, compiled, in_threads
 from trt_dynamo import tracing
 from trt_dynamo.cli import app
 from trt_dynamo.errors import EngineError, TrtDynamoError
@@ -225,14 +224,12 @@ def test_threads_are_timed_under_their_own_segments() -> None:
             model(*SPLIT)
         times.forget()
 
-        def work(model: Any) -> None:
+        def work(number: int) -> None:
             with torch.no_grad():
                 for _ in range(20):
-                    model(*SPLIT)
+                    models[number](*SPLIT)
 
-        threads = [threading.Thread(target=work, args=(model,)) for model in models]
-        [thread.start() for thread in threads]  # type: ignore[func-returns-value]
-        [thread.join() for thread in threads]  # type: ignore[func-returns-value]
+        in_threads(2, work)
     first, second = (times.layers[f"graph_{i}.segment_0"] for i in range(2))
     assert {len(runs) for runs in [*first.values(), *second.values()]} == {20}
     assert any(name.startswith("mm") for name in first) and not any(name.startswith("mm") for name in second)

@@ -6,7 +6,6 @@ import dataclasses
 import functools
 import json
 import logging
-import threading
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -15,7 +14,7 @@ import pytest
 import torch
 from torch import nn
 
-from tests.compiled import assert_same, compiled
+from tests.compiled import assert_same, compiled, in_threads
 from trt_dynamo import RecordedShapes, SettingsError, explain, record_shapes
 from trt_dynamo.build import build
 from trt_dynamo.recorded_shapes import APPLIED
@@ -161,11 +160,7 @@ def test_a_plain_function_says_what_to_do() -> None:
 def test_what_was_recorded_in_threads() -> None:
     net = Net()
     with record_shapes(net) as seen, torch.no_grad():
-        threads = [threading.Thread(target=lambda n=n: [net(rows(n)) for _ in range(50)]) for n in range(2, 10)]
-        for thread in threads:
-            thread.start()
-        for thread in threads:
-            thread.join()
+        in_threads(8, lambda number: [net(rows(2 + number)) for _ in range(50)])
     assert seen.calls == 400
     assert seen.ranges["x"][0] == {"min": 2, "opt": 9, "max": 9}
 

@@ -12,6 +12,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from tests.compiled import in_threads
 from trt_dynamo.errors import EngineError
 from trt_dynamo.log import logger
 from trt_dynamo.reference import ReferenceContext, ReferenceEngine, ReferenceRuntime, evaluate
@@ -562,7 +563,6 @@ class Slow:
 
 def test_contexts_of_one_engine_run_side_by_side() -> None:
     engine = doubling()
-    failures = []
 
     def work(seed: int) -> None:
         context = engine.create_execution_context()
@@ -572,15 +572,9 @@ def test_contexts_of_one_engine_run_side_by_side() -> None:
             context.set_input_shape("x", x.shape)
             bind(context, x=x, y=y)
             context.execute_async_v3(0)
-            if not torch.equal(y, 2 * x):
-                failures.append(seed)
+            assert torch.equal(y, 2 * x)
 
-    threads = [threading.Thread(target=work, args=(seed,)) for seed in range(6)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert not failures
+    in_threads(6, work)
 
 
 # Scratch memory

@@ -5,7 +5,6 @@ from __future__ import annotations
 import itertools
 import math
 import random
-import threading
 from collections.abc import Callable, Collection, Iterable
 from typing import Any
 
@@ -14,7 +13,7 @@ import torch
 import torch._dynamo
 
 from benchmarks.streams import STREAMS
-from tests.compiled import assert_same
+from tests.compiled import assert_same, in_threads
 from trt_dynamo.reports import report
 from trt_dynamo.runtime import wait_for_builds
 
@@ -116,22 +115,12 @@ EIGHT = ["MiniLM", "U-Net", "detector", "LSTM, padded", "LSTM, packed"]
 def test_every_answer_to_eight_threads_is_eagers(name: str, rebuild: str) -> None:
     net = STREAMS[name].model()
     fast = compile_it(net, rebuild=rebuild)
-    errors: list[BaseException] = []
 
     def work(seed: int) -> None:
-        try:
-            drive(name, net, fast, random.Random(f"{name} {seed}"), 2, SMALL)
-        except BaseException as error:
-            errors.append(error)
+        drive(name, net, fast, random.Random(f"{name} {seed}"), 2, SMALL)
 
-    threads = [threading.Thread(target=work, args=(seed,)) for seed in range(THREADS)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
+    in_threads(THREADS, work)
     assert wait_for_builds(100)
-    if errors:
-        raise errors[0]
     assert (report()["engine_calls"] > 0) != skipped(name)
 
 

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import copy
-import threading
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
 
-from tests.compiled import assert_same, compiled
+from tests.compiled import assert_same, compiled, in_threads
 from trt_dynamo import report
 
 pytestmark = [
@@ -114,21 +113,13 @@ def test_a_thread_for_each_gpu(options: dict[str, Any]) -> None:
     with torch.no_grad():
         for index in range(2):
             fast[index](torch.randn(4, 16, device=f"cuda:{index}"))
-    errors: list[BaseException] = []
 
-    def work(index: int) -> None:
-        try:
-            torch.cuda.set_device(index)
-            with torch.no_grad(), torch.cuda.stream(torch.cuda.Stream(index)):
-                for _ in range(30):
-                    x = torch.randn(4, 16, device=f"cuda:{index}")
-                    assert_same(fast[index](x), models[index](x))
-        except BaseException as error:
-            errors.append(error)
+    def work(seed: int) -> None:
+        index = seed % 2
+        torch.cuda.set_device(index)
+        with torch.no_grad(), torch.cuda.stream(torch.cuda.Stream(index)):
+            for _ in range(30):
+                x = torch.randn(4, 16, device=f"cuda:{index}")
+                assert_same(fast[index](x), models[index](x))
 
-    threads = [threading.Thread(target=work, args=(seed % 2,)) for seed in range(4)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert not errors, errors[0]
+    in_threads(4, work)

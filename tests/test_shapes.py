@@ -6,14 +6,13 @@ import math
 import random
 import subprocess
 import sys
-import threading
 
 import pytest
 import sympy
 import torch
 from torch import nn
 
-from tests.compiled import assert_same, compiled
+from tests.compiled import assert_same, compiled, in_threads
 from trt_dynamo.profiles import Range, dim_range, grown
 from trt_dynamo.reports import report
 from trt_dynamo.runtime import wait_for_builds
@@ -124,25 +123,16 @@ def test_eight_threads_with_sizes_of_their_own() -> None:
     fast = compiled(net, rebuild="background", dynamic=True)
     with torch.no_grad():
         fast(torch.randn(3, 4, 6))
-    errors: list[BaseException] = []
 
     def work(seed: int) -> None:
         draw = random.Random(seed)
-        try:
-            with torch.no_grad():
-                for _ in range(12):
-                    x = torch.randn(draw.randint(2, 400), draw.randint(2, 40), 6)
-                    assert_same(fast(x), net(x))
-        except BaseException as error:
-            errors.append(error)
+        with torch.no_grad():
+            for _ in range(12):
+                x = torch.randn(draw.randint(2, 400), draw.randint(2, 40), 6)
+                assert_same(fast(x), net(x))
 
-    threads = [threading.Thread(target=work, args=(seed,)) for seed in range(8)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
+    in_threads(8, work)
     assert wait_for_builds(60)
-    assert not errors, errors[0]
 
 
 def test_the_interpreter_ends_cleanly_during_a_build(tmp_path: object) -> None:

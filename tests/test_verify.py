@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import logging
-import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -15,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from typer.testing import CliRunner
 
-from tests.compiled import assert_same, compiled, engine_calls
+from tests.compiled import assert_same, compiled, engine_calls, in_threads
 from trt_dynamo import Settings, segment_engine
 from trt_dynamo.aten_converters import ConvertedNetwork
 from trt_dynamo.aten_converters.registry import CONVERTERS, Converter, match_parameters
@@ -342,23 +341,16 @@ def test_random_numbers_are_those_of_eager(wrong_gelu: None) -> None:
 
 def test_many_threads_get_right_answers_and_one_warning(wrong_gelu: None, caplog: pytest.LogCaptureFixture) -> None:
     model = Net()
-    fast, errors = watched(model, compile="background"), list[BaseException]()
+    fast = watched(model, compile="background")
     agree(fast, model, X)  # one graph for all threads, its engine not used yet
     wait_for_builds()
 
-    def run() -> None:
-        try:
-            for _ in range(5):
-                agree(fast, model, X)
-        except BaseException as error:
-            errors.append(error)
+    def run(_: int) -> None:
+        for _ in range(5):
+            agree(fast, model, X)
 
-    threads = [threading.Thread(target=run) for _ in range(6)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert not errors and engine_calls() == 0
+    in_threads(6, run)
+    assert engine_calls() == 0
     assert len([text for text in warnings_of(caplog) if "not eager's" in text]) == 1
 
 

@@ -4,7 +4,6 @@ hand: make test-cuda.
 
 from __future__ import annotations
 
-import threading
 import warnings
 from collections.abc import Callable
 from typing import Any
@@ -12,7 +11,7 @@ from typing import Any
 import pytest
 import torch
 
-from tests.compiled import assert_same, compiled
+from tests.compiled import assert_same, compiled, in_threads
 from tests.test_weight_changes import CHANGES, Block, optimizers, write_through_numpy
 from trt_dynamo.reports import report
 
@@ -131,23 +130,16 @@ def test_threads_with_streams_of_their_own_share_the_weights() -> None:
     models = [Block(), Block()]
     fast = [compiled(model) for model in models]
     x = torch.randn(3, 6)
-    wrong: list[str] = []
 
     def work(index: int) -> None:
         model, run = models[index], fast[index]
         with torch.device("cuda"), torch.no_grad(), torch.cuda.stream(torch.cuda.Stream()):
             for _ in range(20):
-                if not torch.allclose(run(x), model(x), rtol=1e-4, atol=1e-5):
-                    wrong.append(f"model {index}")
+                assert torch.allclose(run(x), model(x), rtol=1e-4, atol=1e-5)
                 model.linear.weight.data.mul_(1.01)
 
     torch.cuda.synchronize()
-    threads = [threading.Thread(target=work, args=(index,)) for index in range(2)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert not wrong
+    in_threads(2, work)
 
 
 def test_the_look_at_the_weights_is_no_synchronization_of_the_device() -> None:
