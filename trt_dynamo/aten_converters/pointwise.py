@@ -199,8 +199,7 @@ def product_of(net: Network, x: Tensor, times: int) -> Tensor:
     return net.elementwise("PROD", square, x) if times % 2 else square
 
 
-# -- the lesser, the greater, a choice
-# -----------------------------------------------------------------------------------
+# -- the lesser, the greater, a choice ---------------------------------------------------------------------------------
 
 
 def extreme(net: Network, a: Number, b: Number, wins: str) -> Tensor:

@@ -12,8 +12,7 @@ import torch
 import torch.nn.functional as F
 
 
-@torch.library.custom_op("trt_dynamo::scaled_dot_product_attention", mutates_args=())
-def scaled_dot_product_attention(
+def attention(
     query: torch.Tensor,
     key: torch.Tensor,
     value: torch.Tensor,
@@ -31,20 +30,10 @@ def scaled_dot_product_attention(
     return result.clone() if result is value else result
 
 
-@scaled_dot_product_attention.register_fake
-def fake(
-    query: torch.Tensor,
-    key: torch.Tensor,
-    value: torch.Tensor,
-    attn_mask: torch.Tensor | None = None,
-    dropout_p: float = 0.0,
-    is_causal: bool = False,
-    scale: float | None = None,
-    enable_gqa: bool = False,
-) -> torch.Tensor:
-    return F.scaled_dot_product_attention(
-        query, key, value, attn_mask, dropout_p, is_causal, scale=scale, enable_gqa=enable_gqa
-    )
+scaled_dot_product_attention = torch.library.custom_op(
+    "trt_dynamo::scaled_dot_product_attention", attention, mutates_args=()
+)
+scaled_dot_product_attention.register_fake(attention)
 
 
 def attend(*args: Any, dropout_p: float = 0.0, **kwargs: Any) -> Any:

@@ -29,17 +29,8 @@ def lstm(
 
 
 @lstm.register_fake
-def fake_lstm(
-    x: Tensor,
-    hx: Sequence[Tensor],
-    weights: Sequence[Tensor],
-    biases: bool,
-    layers: int,
-    bidirectional: bool,
-    batch_first: bool,
-) -> tuple[Tensor, Tensor, Tensor]:
-    out, hidden, cells = empty_results(x, hx, bidirectional, batch_first)
-    return out, hidden, cells
+def fake_lstm(x: Tensor, hx: Sequence[Tensor], *options: Any) -> tuple[Tensor, ...]:
+    return tuple(empty_results(x, hx, *options))
 
 
 @torch.library.custom_op("trt_dynamo::rnn", mutates_args=())
@@ -60,18 +51,8 @@ def rnn(
 
 
 @rnn.register_fake
-def fake_rnn(
-    kind: str,
-    x: Tensor,
-    hx: Tensor,
-    weights: Sequence[Tensor],
-    biases: bool,
-    layers: int,
-    bidirectional: bool,
-    batch_first: bool,
-) -> tuple[Tensor, Tensor]:
-    out, hidden = empty_results(x, [hx], bidirectional, batch_first)
-    return out, hidden
+def fake_rnn(kind: str, x: Tensor, hx: Tensor, *options: Any) -> tuple[Tensor, ...]:
+    return tuple(empty_results(x, [hx], *options))
 
 
 @torch.library.custom_op("trt_dynamo::rnn_with_dropout", mutates_args=(), tags=(torch.Tag.nondeterministic_seeded,))
@@ -94,22 +75,15 @@ def rnn_with_dropout(
 
 
 @rnn_with_dropout.register_fake
-def fake_rnn_with_dropout(
-    kind: str,
-    x: Tensor,
-    hx: Sequence[Tensor],
-    weights: Sequence[Tensor],
-    biases: bool,
-    layers: int,
-    dropout: float,
-    bidirectional: bool,
-    batch_first: bool,
-) -> list[Tensor]:
-    return empty_results(x, hx, bidirectional, batch_first)
+def fake_rnn_with_dropout(kind: str, x: Tensor, hx: Sequence[Tensor], *options: Any) -> list[Tensor]:
+    return empty_results(x, hx, *options)
 
 
-def empty_results(x: Tensor, hx: Sequence[Tensor], bidirectional: bool, batch_first: bool) -> list[Tensor]:
-    """The outputs, then last states like the first ones, all as torch's kernels lay them out."""
+def empty_results(x: Tensor, hx: Sequence[Tensor], *options: Any) -> list[Tensor]:
+    """The outputs, then last states like the first ones, all as torch's kernels lay them out. The ops' options end with
+    `bidirectional, batch_first`.
+    """
+    bidirectional, batch_first = options[-2:]
     batch, time = x.shape[:2] if batch_first else (x.shape[1], x.shape[0])
     out = x.new_empty((time, batch, hx[0].shape[2] * (2 if bidirectional else 1)))
     states = [x.new_empty((state.shape[0], batch, state.shape[2])) for state in hx]

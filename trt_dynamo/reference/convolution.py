@@ -65,41 +65,58 @@ def padded(x: Tensor, before: Sequence[int], after: Sequence[int], value: float 
     return functional.pad(x, amounts, value=value) if any(amounts) else x
 
 
+@dataclass(frozen=True)
+class Filter:
+    """What a convolution's layer says beside its weights: `maps` is the number of channels that come out."""
+
+    size: tuple[int, ...]
+    stride: tuple[int, ...]
+    dilation: tuple[int, ...]
+    groups: int
+    maps: int
+    place: Windows
+
+
+def filter_of(layer: Layer) -> Filter:
+    native = layer.native
+    size, dilation = dims(native.kernel_size_nd), dims(native.dilation_nd)
+    place = windows(layer, size, dilation)
+    return Filter(size, dims(native.stride_nd), dilation, native.num_groups, native.num_output_maps, place)
+
+
 @evaluates("CONVOLUTION", weights=("kernel", "bias"))
 def convolution(layer: Layer) -> Run:
-    """The kernel and the bias are the layer's own or its second and third input."""
-    native = layer.native
-    size, stride, dilation = dims(native.kernel_size_nd), dims(native.stride_nd), dims(native.dilation_nd)
-    groups, maps = native.num_groups, native.num_output_maps
-    place, convolve = windows(layer, size, dilation), CONVOLVE[len(size)]
+    each = filter_of(layer)
+    convolve = CONVOLVE[len(each.size)]
 
-    def run(
-        x: Tensor,
-        given: Tensor | None = None,
-        given_bias: Tensor | None = None,
-        kernel: Tensor | None = None,
-        bias: Tensor | None = None,
-    ) -> Tensor:
-        weight = given if given is not None else reshaped(kernel, (maps, x.shape[1] // groups, *size))
-        x = padded(x, *place.padding(x.shape[2:]))
-        return convolve(x, weight, bias if given_bias is None else given_bias, stride, 0, dilation, groups)
+    def compute(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        x = padded(x, *each.place.padding(x.shape[2:]))
+        return convolve(x, weight, bias, each.stride, 0, each.dilation, each.groups)
 
-    return run
-
-
-def reshaped(kernel: Tensor | None, shape: Sequence[int]) -> Tensor:
-    if kernel is None:
-        raise EngineError("a convolution without a kernel")
-    return kernel.reshape(tuple(shape))
+    return with_weights(lambda x: (each.maps, x.shape[1] // each.groups, *each.size), compute)
 
 
 @evaluates("DECONVOLUTION", weights=("kernel", "bias"))
 def deconvolution(layer: Layer) -> Run:
     """The whole transposed convolution, then its edges cut off (or, where padding is negative, zeros added)."""
-    native = layer.native
-    size, stride, dilation = dims(native.kernel_size_nd), dims(native.stride_nd), dims(native.dilation_nd)
-    groups, maps = native.num_groups, native.num_output_maps
-    place, deconvolve = windows(layer, size, dilation), DECONVOLVE[len(size)]
+    each = filter_of(layer)
+    deconvolve = DECONVOLVE[len(each.size)]
+
+    def compute(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        whole = deconvolve(x, weight, None, each.stride, 0, 0, each.groups, each.dilation)
+        pre, post = cropping(each.place, x.shape[2:], whole.shape[2:])
+        result = padded(whole, [-n for n in pre], [-n for n in post])
+        return result if bias is None else result + bias.reshape(1, -1, *[1] * len(each.size))
+
+    return with_weights(lambda x: (x.shape[1], each.maps // each.groups, *each.size), compute)
+
+
+def with_weights(
+    shape_of: Callable[[Tensor], tuple[int, ...]], compute: Callable[[Tensor, Tensor, Tensor | None], Tensor]
+) -> Run:
+    """Gives `compute` the kernel, in the shape for an input, and the bias: the layer's second and third input, where
+    these are there, else its own.
+    """
 
     def run(
         x: Tensor,
@@ -108,12 +125,11 @@ def deconvolution(layer: Layer) -> Run:
         kernel: Tensor | None = None,
         bias: Tensor | None = None,
     ) -> Tensor:
-        weight = given if given is not None else reshaped(kernel, (x.shape[1], maps // groups, *size))
-        whole = deconvolve(x, weight, None, stride, 0, 0, groups, dilation)
-        pre, post = cropping(place, x.shape[2:], whole.shape[2:])
-        result = padded(whole, [-n for n in pre], [-n for n in post])
-        shift = bias if given_bias is None else given_bias
-        return result if shift is None else result + shift.reshape(1, -1, *[1] * len(size))
+        if given is None:
+            if kernel is None:
+                raise EngineError("a convolution without a kernel")
+            given = kernel.reshape(shape_of(x))
+        return compute(x, given, bias if given_bias is None else given_bias)
 
     return run
 
