@@ -19,7 +19,7 @@ import torch
 from torch import nn
 
 from trt_dynamo.reports import report, reset_report
-from trt_dynamo.runtime import SegmentModule
+from trt_dynamo.runtime import SegmentRunner
 
 BLOCKS = 6
 SHAPES = ((1, 16, 64), (8, 128, 256))
@@ -57,9 +57,9 @@ def compiled(model: nn.Module, fallback: str) -> Callable[..., Any]:
 
 
 def at_once(answer: Callable[..., Any]) -> Callable[..., Any]:
-    """`SegmentModule.answer` of segments that know their answer from the first call."""
+    """`SegmentRunner.answer` of segments that know their answer from the first call."""
 
-    def answer_again(module: SegmentModule, args: Sequence[Any]) -> Any:
+    def answer_again(module: SegmentRunner, args: Sequence[Any]) -> Any:
         known = vars(module)
         if "known" not in known:
             known["known"] = answer(module, args)
@@ -98,11 +98,11 @@ def measure(shape: tuple[int, int, int], calls: int, device: str) -> None:
         made = f"{counts['engines_built']} engines, {counts['inductor_parts']} compiled parts"
         print(f"{fallback}: {made}, {seconds:.1f} s to compile")
         runs[fallback] = lambda fast=fast: fast(x)  # type: ignore[misc]
-    original = SegmentModule.answer
+    original = SegmentRunner.answer
     for what, answer in (("whole calls", original), ("engines that answer at once", at_once(original))):
-        SegmentModule.answer = answer  # type: ignore[method-assign]
+        SegmentRunner.answer = answer  # type: ignore[method-assign]
         found = medians(runs, calls, device)
-        SegmentModule.answer = original  # type: ignore[method-assign]
+        SegmentRunner.answer = original  # type: ignore[method-assign]
         line = ", ".join(f"{name} {found[name]:.3f} ms" for name in FALLBACKS)
         print(f"{shape} on {device}, {what}: {line}, eager / inductor {found['eager'] / found['inductor']:.2f}")
 

@@ -59,7 +59,7 @@ STAGES = {
     "engine": (BACKEND, "make_engine"),
     "conversion": (ENGINE, "convert"),
     "stand-in": (ENGINE, "stand_in"),
-    "run": (RUNTIME, "SegmentModule.answer"),
+    "run": (RUNTIME, "SegmentRunner.answer"),
 }
 BESIDE = "threads beside"
 TORCH = ("Dynamo", "AOTAutograd", "its cache's key")

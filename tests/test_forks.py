@@ -22,7 +22,8 @@ from torch import nn
 from tests.compiled import assert_same, compiled
 from trt_dynamo import processes, shutdown
 from trt_dynamo.reports import report, reset_report
-from trt_dynamo.runtime import SegmentModule, wait_for_builds
+from trt_dynamo.runtime import SegmentRunner, wait_for_builds
+from trt_dynamo.runtime.segment_engines import SegmentEngines
 
 ROOT = Path(__file__).parent.parent
 
@@ -160,13 +161,13 @@ def another_thread_calls(end: Callable[[int], Any]) -> None:
     failures: list[BaseException] = []
 
     segment, arguments = segment_call(lambda: fast(x))
-    expected = segment(*arguments)
+    expected = segment.respond(arguments)
 
     def calls() -> None:
         # Of the segment, not through Dynamo: its guards have a lock of their own, which would hang the child.
         try:
             while not stop.is_set():
-                assert_same(segment(*arguments), expected)
+                assert_same(segment.respond(arguments), expected)
         except BaseException as error:
             failures.append(error)
 
@@ -184,16 +185,16 @@ def another_thread_calls(end: Callable[[int], Any]) -> None:
     assert not failures
 
 
-def segment_call(call: Callable[[], Any]) -> tuple[SegmentModule, tuple[Any, ...]]:
+def segment_call(call: Callable[[], Any]) -> tuple[SegmentRunner, tuple[Any, ...]]:
     """The segment that `call` calls, and with what."""
-    seen: list[tuple[SegmentModule, tuple[Any, ...]]] = []
+    seen: list[tuple[SegmentRunner, tuple[Any, ...]]] = []
 
-    def answer(segment: SegmentModule, args: Any) -> Any:
+    def answer(segment: SegmentRunner, args: Any) -> Any:
         seen.append((segment, tuple(args)))
         return true_answer(segment, args)
 
-    true_answer = SegmentModule.answer
-    with mock.patch.object(SegmentModule, "answer", answer):
+    true_answer = SegmentRunner.answer
+    with mock.patch.object(SegmentRunner, "answer", answer):
         call()
     return seen[-1]
 
@@ -294,7 +295,7 @@ def a_lock_is_held(end: Callable[[int], Any]) -> None:
     model = network()
     fast = compiled(model)
     agree(fast, model)
-    locks: list[Any] = [reports.LOCK, *(m.lock for m in processes.LIVING if isinstance(m, SegmentModule))]
+    locks: list[Any] = [reports.LOCK, *(m.lock for m in processes.LIVING if isinstance(m, SegmentEngines))]
     held, free = threading.Event(), threading.Event()
 
     def hold() -> None:
@@ -338,7 +339,7 @@ def destructors() -> None:
     model = network()
     fast = compiled(model)
     agree(fast, model)
-    (module,) = [m for m in processes.LIVING if isinstance(m, SegmentModule)]
+    (module,) = [m for m in processes.LIVING if isinstance(m, SegmentEngines)]
     (slot,) = module.slots.values()
     assert slot.engine is not None
     slot.engine.owner = [slot.engine.owner, Precious()]

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from tests.compiled import assert_same, compiled, in_threads
 from trt_dynamo import report
-from trt_dynamo.runtime import one_look
+from trt_dynamo.runtime.larger_call import PRESENT
 from trt_dynamo.runtime.one_look import CALM, OneLook, pure
 from trt_dynamo.weights import Reader
 
@@ -251,4 +251,4 @@ def test_a_child_starts_without(looks: list[OneLook]) -> None:
 def test_one_segment_needs_none(looks: list[OneLook]) -> None:
     with torch.no_grad():
         compiled(nn.Linear(8, 8).eval())(X)
-    assert not looks and one_look.ROUNDS.now is None
+    assert not looks and PRESENT.larger is None

@@ -367,7 +367,7 @@ def test_a_new_tensor_at_an_old_address_is_not_taken_for_the_old_one() -> None:
 
 
 def test_optimizer_steps_of_others_are_a_doubt_only() -> None:
-    tensors = [torch.randn(3), torch.randn(2)]
+    tensors = (torch.randn(3), torch.randn(2))
     weights = WeightSet(tensors, "observed")
 
     def holds() -> bool:

@@ -184,7 +184,7 @@ def store_engines(lowered: Lowered, settings: Settings, found: Ahead) -> None:
 
 def why_no_engine(runner: torch.nn.Module) -> str | None:
     if isinstance(runner, SegmentModule):
-        return runner.broken
+        return runner.runner.engines.broken
     return (
         "precision=auto knows nothing of the values in it: calibrate the model (trt_dynamo.calibrate) with the same "
         "cache first, or use fp16 or bf16"

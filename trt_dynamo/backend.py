@@ -34,8 +34,9 @@ from trt_dynamo.registration import release_shared_name, warn_if_taken
 from trt_dynamo.reports import count
 from trt_dynamo.runtime import SegmentModule
 from trt_dynamo.runtime.agreement import accuracy_of
-from trt_dynamo.runtime.cuda_graphs import CAPTURE, NotNow
+from trt_dynamo.runtime.cuda_graphs import Capture, NotNow
 from trt_dynamo.runtime.guard import Guard
+from trt_dynamo.runtime.larger_call import PRESENT
 from trt_dynamo.runtime.layouts import with_same_layouts
 from trt_dynamo.runtime.one_look import with_one_look
 from trt_dynamo.runtime.whole_graph import WholeGraph, why_not_whole
@@ -141,9 +142,9 @@ def segment_runner(
         precision = Precision(segment.module, segment.weights, settings, found)
         precision.see(tensors)
         tf32 = allows_tf32(segment.module)
-        runner = segment_module(Blueprint(segment, precision, tf32, device, settings), name)
-        runner.prepare(tensors)
-        return runner
+        module = segment_module(Blueprint(segment, precision, tf32, device, settings), name)
+        module.runner.engines.prepare(tensors)
+        return module
 
     if settings.precision != "auto":
         return make(Findings(), weights)
@@ -156,7 +157,7 @@ def segment_runner(
 
 def refuse_capture() -> None:
     """Puts off the capture of a call as a CUDA graph: a replay would record nothing."""
-    if CAPTURE.calls is not None:
+    if isinstance(PRESENT.larger, Capture):
         raise NotNow("precision=auto records the values")
 
 

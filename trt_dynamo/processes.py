@@ -23,7 +23,7 @@ INHERITED = (
 
 
 class HoldsEngines(Protocol):
-    """What can give up its engines, as a `SegmentModule` does."""
+    """What can give up its engines, as a `SegmentEngines` does."""
 
     def leave_to_parent(self) -> object:
         """Forgets all engines, makes new locks, and gives back what was forgotten."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import collections
 import contextlib
 import dataclasses
+import itertools
 import logging
 import threading
 import time
@@ -64,7 +65,24 @@ class Build:
         return f"{self.segment}: {outcome} in {self.seconds:.1f} s; {reason}" + (f"; sizes {sizes}" if sizes else "")
 
 
+class Ticker:
+    """Counts without a lock, in a tenth of the time: `tick` is one step in C."""
+
+    def __init__(self) -> None:
+        self.tick = itertools.count().__next__
+        self.reads = 0
+
+    def reset(self) -> None:
+        self.tick, self.reads = itertools.count().__next__, 0
+
+    def read(self) -> int:
+        """How often it ticked. To read it is to move it on, so one thread at a time does."""
+        self.reads += 1
+        return self.tick() + 1 - self.reads
+
+
 LOCK = threading.Lock()
+CALLS = Ticker()  # calls of segments that one engine answered for itself
 counts: collections.Counter[str] = collections.Counter()
 reasons: dict[str, collections.Counter[str]] = {}
 seconds: dict[str, float] = dict.fromkeys(TIMERS, 0.0)
@@ -131,6 +149,7 @@ def report() -> dict[str, Any]:
     """
     with LOCK:
         result: dict[str, Any] = {name: counts[name] for name in COUNTERS}
+        result["engine_calls"] += CALLS.read()
         result.update(seconds)
         result["guard_failure_reasons"] = dict(reasons.get("guard_failures", {}))
         result["eager_reasons"] = dict(reasons.get("eager_calls", {}))
@@ -151,6 +170,7 @@ def builds_so_far() -> tuple[Build, ...]:
 def reset_report() -> None:
     """Sets every counter back to zero."""
     with LOCK:
+        CALLS.reset()
         counts.clear()
         reasons.clear()
         builds.clear()

@@ -23,6 +23,7 @@ from torch.optim.optimizer import register_optimizer_step_post_hook
 from trt_dynamo.fingerprints import Fingerprints
 
 POINTER = ctypes.sizeof(ctypes.c_void_p)
+ITEMS = tuple.__basicsize__  # where a tuple's items begin
 
 # How a set looks at its weights at each call: it reads all of them; it looks at versions, addresses and the optimizers'
 # steps, which misses a write through `.data`; or it only asks which weights they are.
@@ -116,20 +117,24 @@ class Snapshot:
     content: bytes
     reader: Reader
     first: tuple[int, ...] = (0,)  # one tensor of each set that it is of
+    objects_at: Callable[[int], ctypes.Array[ctypes.c_char]] = dataclasses.field(init=False)
+
+    def __post_init__(self) -> None:
+        self.objects_at = bytes_of_pointers(len(self.pointers)).from_address
 
     def begin(self) -> None:
         """To be called before the engine is started, and `holds` afterwards."""
         if self.check == "always":
             self.reader.record()
 
-    def holds(self, tensors: Sequence[torch.Tensor]) -> bool:
+    def holds(self, tensors: tuple[torch.Tensor, ...]) -> bool:
         """Whether the engine's answer is one for these weights: nothing points to a change since."""
         if self.check == "frozen":
             # Another model has tensors of its own; where it happens to get the names of one that is gone, while the
             # memory of that one lives on, it has memory of its own.
-            if objects_of(tensors) != self.objects or self.declared != STEPS.declared:
+            if self.objects_at(id(tensors) + ITEMS).raw != self.objects or self.declared != STEPS.declared:
                 return False
-            return not tensors or [tensors[i].data_ptr() for i in self.first] == [self.pointers[i] for i in self.first]
+            return [tensors[i].data_ptr() for i in self.first] == [self.pointers[i] for i in self.first]
         if self.check == "observed":
             return (
                 self.steps == STEPS.count
@@ -180,7 +185,7 @@ class WeightSet:
         else:
             reader.record()
             content = reader.read_by_several(tensors)
-        return Snapshot(self.check, objects_of(tensors), pointers, versions, steps, declared, content, reader)
+        return Snapshot(self.check, objects_of(tuple(tensors)), pointers, versions, steps, declared, content, reader)
 
     def freed(self, _: object) -> None:
         self.on_death()
@@ -205,12 +210,11 @@ def identity(tensors: Sequence[torch.Tensor]) -> tuple[int, ...]:
     return tuple(map(id, tensors))
 
 
-def objects_of(tensors: Sequence[torch.Tensor]) -> bytes:
+def objects_of(tensors: tuple[torch.Tensor, ...]) -> bytes:
     """Which Python objects these are, as bytes: what a tuple holds, read at once. It stands for nothing once they are
     gone.
     """
-    held = tensors if type(tensors) is tuple else tuple(tensors)
-    return bytes_of_pointers(len(held)).from_address(id(held) + tuple.__basicsize__).raw
+    return bytes_of_pointers(len(tensors)).from_address(id(tensors) + ITEMS).raw
 
 
 @functools.cache

@@ -26,19 +26,21 @@ if TYPE_CHECKING:
 # A segment's arguments, by position.
 Args = Sequence[Any] | Mapping[int, Any]
 
+Layout = tuple[Shape, Shape, torch.dtype]  # shape, strides
+
 
 @dataclasses.dataclass(eq=False, slots=True)
 class Prepared:
     """What is known of a call before it comes, from the shapes of its arguments (and the values of its sizes).
 
-    `results` have the shape and strides of each result as the caller sees it, None for one whose size the engine finds;
-    the first context that is given these shapes fills them in.
+    `results` have the layout of each result as the caller sees it, None for one whose size the engine finds; the first
+    context that is given these shapes fills them in.
     """
 
     profile: int
     shapes: dict[str, Shape]
     sizes: dict[str, torch.Tensor]  # on the host, each with its value
-    results: list[tuple[Port, tuple[Shape, Shape] | None]] | None = None
+    results: list[tuple[Port, Layout | None]] | None = None
 
 
 class Call:
@@ -113,25 +115,23 @@ class Call:
             self.bind_weights(engine, args)
         addresses = self.addresses
         held = []  # what TensorRT reads must live until the work is enqueued
-        for port in engine.read if not self.copied else [*engine.read, *self.copied]:
+        for port in engine.in_place:
             value = args[port.position]
-            address = 0 if port.name in engine.never_in_place else value.data_ptr()
-            if not address or address & engine.misaligned or not value.is_contiguous():
-                value = port.dense(value, engine.device, engine.alignment)
-                held.append(value)
-                address = value.data_ptr() or engine.placeholder.data_ptr()
-            if addresses.get(port.name) != address:
-                self.bind(port.name, address)
+            # What lies where something lay that could be read is aligned.
+            if addresses.get(port.name) != value.data_ptr() or not value.is_contiguous():
+                held.append(self.give(port, value, engine))
+        if engine.copied or self.copied:
+            held += [self.give_copy(port, args[port.position], engine) for port in (*engine.copied, *self.copied)]
         results = []
-        for port, known in prepared.results or ():
-            if known is None:
+        for port, layout in prepared.results or ():
+            if layout is None:
                 self.find(port)
                 results.append(engine.placeholder)
                 continue
-            result = engine.allocate(*known, port.dtype)
-            address = result.data_ptr() or engine.placeholder.data_ptr()
+            result = engine.allocate(*layout)
+            address = result.data_ptr()
             if addresses.get(port.name) != address:
-                self.bind(port.name, address)
+                self.bind(port.name, address or engine.placeholder.data_ptr())
             results.append(result)
         if self.scratch:
             scratch = engine.allocate((self.scratch,), (1,), torch.uint8)
@@ -167,13 +167,13 @@ class Call:
         self.scratch, self.scratch_at = int(context.update_device_memory_size_for_shapes()), 0
         self.prepared = prepared
 
-    def result_of(self, port: Port) -> tuple[Shape, Shape] | None:
-        """Shape and strides of a result, as the caller sees it."""
+    def result_of(self, port: Port) -> Layout | None:
+        """The layout of a result, as the caller sees it."""
         shape = tuple(self.context.get_tensor_shape(port.name))
         if -1 in shape:
             return None
         strides = dense_strides(shape)
-        return tuple(shape[axis] for axis in port.inverse), tuple(strides[axis] for axis in port.inverse)
+        return tuple(shape[axis] for axis in port.inverse), tuple(strides[axis] for axis in port.inverse), port.dtype
 
     def sized(self, results: Sequence[torch.Tensor]) -> tuple[torch.Tensor, ...]:
         """The results, now that the engine has found the size of some."""
@@ -193,6 +193,21 @@ class Call:
             if not self.context.set_output_allocator(port.name, result):
                 raise EngineError(f"TensorRT refused the output allocator of {port.name}")
         result.start(self.runs_on if self.stream == 0 else None)
+
+    def give(self, port: Port, value: torch.Tensor, engine: Engine) -> torch.Tensor:
+        """Has the context read a tensor where it lies, or a copy where that cannot be. Returns what it reads."""
+        address = value.data_ptr()
+        if not address or address & engine.misaligned or not value.is_contiguous():
+            return self.give_copy(port, value, engine)
+        self.bind(port.name, address)
+        return value
+
+    def give_copy(self, port: Port, value: Any, engine: Engine) -> torch.Tensor:
+        copy = port.dense(value, engine.device, engine.alignment)
+        address = copy.data_ptr() or engine.placeholder.data_ptr()
+        if self.addresses.get(port.name) != address:
+            self.bind(port.name, address)
+        return copy
 
     def bind_weights(self, engine: Engine, args: Args) -> None:
         """Gives the context the weights that are inputs, if they lie elsewhere than at the last call: a model has

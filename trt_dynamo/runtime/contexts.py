@@ -31,21 +31,27 @@ class Contexts:
         self.waiting = 0
         self.given_back = threading.Condition()
 
+    def give_back(self, call: Call) -> None:
+        """Lends it again. An engine does the same at each call, in its own lines."""
+        # To append and then to look is enough without the lock: who waits counts itself first, and looks then.
+        self.idle[call.stream, call.profile].append(call)
+        if self.waiting:
+            self.tell()
+
+    def tell(self) -> None:
+        """One of those who wait looks again."""
+        with self.given_back:
+            self.given_back.notify()
+
     def take(self, engine: Engine, stream: int, profile: int) -> Call:
-        """A context for this stream and profile that no other thread uses."""
+        """A context for this stream and profile that no other thread uses. An engine looks itself for an idle one."""
         try:
             return self.idle[stream, profile].pop()
         except IndexError:
             return self.take_slowly(engine, stream, profile)
 
-    def give_back(self, call: Call) -> None:
-        # To append and then to look is enough without the lock: who waits counts itself first, and looks then.
-        self.idle[call.stream, call.profile].append(call)
-        if self.waiting:
-            with self.given_back:
-                self.given_back.notify()
-
     def take_slowly(self, engine: Engine, stream: int, profile: int) -> Call:
+        """A new one, one of another stream or profile, or the next that is given back."""
         with self.given_back:
             while len(self.all) + self.making >= self.most:
                 self.waiting += 1

@@ -17,19 +17,22 @@ import functools
 import logging
 import threading
 from collections.abc import Callable, Hashable, Iterator, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
 from trt_dynamo.errors import EngineError
 from trt_dynamo.reports import count
 from trt_dynamo.runtime.allocation import allocator
+from trt_dynamo.runtime.larger_call import PRESENT
 from trt_dynamo.runtime.stream_capture import ExecutableGraph, begin_capture, end_capture
 from trt_dynamo.runtime.streams import for_captures
 
+if TYPE_CHECKING:
+    from trt_dynamo.runtime.segment_runner import SegmentRunner
+
 log = logging.getLogger(__name__)
 
-Function = Callable[[Sequence[Any]], Sequence[Any]]
 
 # A call is captured when its shapes came so often.
 WARM = 3
@@ -46,32 +49,41 @@ class NotNow(Exception):
     """A call cannot be captured at present, though it may be later."""
 
 
-class Capture(threading.local):
+class Capture:
     """What this thread captures. It runs the function twice: a rehearsal, in which each engine takes an execution
     context out of its pool and starts it once, as TensorRT wants it, and then for the graph, with the same contexts in
-    the same order. `calls` are these contexts, None while nothing is captured; `uses` is for owners of engines.
+    the same order. `calls` are these contexts; `uses` is for owners of engines.
     """
 
     def __init__(self) -> None:
-        self.calls: list[Any] | None = None
-        self.rehearsing = False
+        self.calls: list[Any] = []
+        self.rehearsing = True
         self.taken = 0
         self.uses: list[Any] = []
 
-    def take(self, call: Any) -> None:
-        assert self.calls is not None
-        self.calls.append(call)
+    def answer(self, segment: SegmentRunner, args: Sequence[Any]) -> tuple[torch.Tensor, ...]:
+        return segment.answer_for_graph(self, args)
 
     def next_call(self) -> Any:
         """The context that was rehearsed for this place in the function."""
-        assert self.calls is not None
         if self.taken >= len(self.calls):
             raise NotNow("the function ran otherwise than in its rehearsal")
         self.taken += 1
         return self.calls[self.taken - 1]
 
+    @contextlib.contextmanager
+    def running(self, *, rehearsing: bool) -> Iterator[None]:
+        """The block as the function's rehearsal, or as what is captured, in this thread."""
+        self.rehearsing, self.taken, self.uses = rehearsing, 0, []
+        before, PRESENT.larger = PRESENT.larger, self
+        try:
+            yield
+        finally:
+            PRESENT.larger = before
 
-CAPTURE = Capture()
+
+# Runs the function for its graph.
+Function = Callable[[Capture, Sequence[Any]], Sequence[Any]]
 
 
 @dataclasses.dataclass(eq=False)
@@ -238,21 +250,21 @@ class Graphs:
             taken = list(args)
             for i, place in zip(copied, places, strict=True):
                 taken[i] = place
-            calls: list[Any] = []
+            capture = Capture()
             try:
-                with rehearsal(calls):
-                    run(taken)
-                graph, results, uses = capture(functools.partial(run, taken), calls, self.index, stream)
+                with capture.running(rehearsing=True):
+                    run(capture, taken)
+                graph, results = captured(capture, functools.partial(run, capture, taken), self.index, stream)
                 check_results(results, args)
             except BaseException:
-                for call in calls:
+                for call in capture.calls:
                     call.readmit(stream, None)
                 raise
         fixed = [i for i in tensors if i not in copied]
         addresses = [args[i].data_ptr() for i in fixed]
         count("cuda_graphs")
         log.info("%s: captured as a CUDA graph, %d of %d inputs copied", self.name, len(copied), len(tensors))
-        return Graph(graph, fixed, addresses, copied, places, results, calls, self.index, stream, uses)
+        return Graph(graph, fixed, addresses, copied, places, results, capture.calls, self.index, stream, capture.uses)
 
     def clear(self) -> None:
         """Drops all graphs."""
@@ -281,41 +293,28 @@ class Graphs:
                 call.readmit(graph.stream, graph.after)
 
 
-@contextlib.contextmanager
-def rehearsal(calls: list[Any]) -> Iterator[None]:
-    """Runs the block as it will be captured, on the current stream."""
-    CAPTURE.calls, CAPTURE.rehearsing, CAPTURE.uses = calls, True, []
-    try:
-        yield
-    finally:
-        CAPTURE.calls, CAPTURE.rehearsing = None, False
-
-
-def capture(
-    run: Callable[[], Sequence[Any]], calls: list[Any], index: int, stream: int
-) -> tuple[ExecutableGraph, list[Any], list[Any]]:
-    """What `run` enqueues, for replays on `stream`; its results, and what `CAPTURE.uses` holds at its end.
+def captured(
+    capture: Capture, run: Callable[[], Sequence[Any]], index: int, stream: int
+) -> tuple[ExecutableGraph, list[Any]]:
+    """What `run` enqueues, for replays on `stream`, and its results.
 
     By the driver's own calls. torch's `CUDAGraph` lets no other thread draw random numbers on the GPU meanwhile, and
     leaves its allocator and its generator unusable when a capture fails.
     """
     side = for_captures(index, stream)
     side.wait_stream(torch.cuda.current_stream(index))
-    CAPTURE.calls, CAPTURE.taken, CAPTURE.uses = calls, 0, []
-    try:
-        with torch.cuda.use_mem_pool(memory_pool(index, stream)), torch.cuda.stream(side):
-            begin_capture(side.cuda_stream)
-            try:
-                results = list(run())
-            except BaseException:
-                end_capture(side.cuda_stream)
-                raise
-            graph = end_capture(side.cuda_stream)
-    finally:
-        CAPTURE.calls = None
+    pool = torch.cuda.use_mem_pool(memory_pool(index, stream))
+    with capture.running(rehearsing=False), pool, torch.cuda.stream(side):
+        begin_capture(side.cuda_stream)
+        try:
+            results = list(run())
+        except BaseException:
+            end_capture(side.cuda_stream)
+            raise
+        graph = end_capture(side.cuda_stream)
     if graph is None:
         raise EngineError("something in it cannot be captured")
-    return ExecutableGraph(graph), results, CAPTURE.uses
+    return ExecutableGraph(graph), results
 
 
 def memory_like(tensor: torch.Tensor) -> torch.Tensor:

@@ -6,8 +6,9 @@ answer.
 
 from __future__ import annotations
 
+import functools
 import weakref
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -18,11 +19,11 @@ from trt_dynamo.runtime import layer_times
 from trt_dynamo.runtime.allocation import allocator
 from trt_dynamo.runtime.calls import Args, Call, Prepared
 from trt_dynamo.runtime.contexts import Contexts
-from trt_dynamo.runtime.cuda_graphs import CAPTURE, Graph, Graphs, NotNow
+from trt_dynamo.runtime.cuda_graphs import Capture, Graph, Graphs, NotNow
 from trt_dynamo.runtime.gate import Gate
 from trt_dynamo.runtime.ports import CPU_ALIGNMENT, CUDA_ALIGNMENT, Port, Span, width, within
 from trt_dynamo.runtime.refit import MakeRefitter, Refit, Weight
-from trt_dynamo.runtime.streams import beside_default, for_captures
+from trt_dynamo.runtime.streams import beside_default, current_device, current_stream, for_captures, is_capturing
 from trt_dynamo.trt import trt
 
 # For so many combinations of shapes the call is kept prepared.
@@ -61,7 +62,10 @@ class Engine:
         self.read = [port for port in self.inputs if not port.size]  # and all others that it reads on its device
         self.sizes = [port for port in self.inputs if port.size]
         self.sized = [port.position for port in self.sizes]
-        self.never_in_place: set[str] = set()  # inputs that are always copied, known from the first call on
+        # Known from the first call on: inputs that are always copied, and of what is read the others, and these.
+        self.never_in_place: set[str] = set()
+        self.in_place: list[Port] = []
+        self.copied: list[Port] = []
         self.outputs = [Port.read(entry) for entry in manifest["outputs"]]
         missing = [port.name for port in self.outputs if port.name not in names]
         if missing:
@@ -78,6 +82,7 @@ class Engine:
         self.alignment = CUDA_ALIGNMENT if device.type == "cuda" else CPU_ALIGNMENT
         self.misaligned = self.alignment - 1  # the bits of an address that must not be set
         self.built_for: Mapping[Any, Any] = {}  # the ranges of sizes
+        self.in_users_graphs = True  # the user may capture it in CUDA graphs
         self.hit = False  # it came from the cache
         self.made_otherwise = ""  # how the cache's engine of the same graph was made otherwise
         self.graphs: Graphs | None = None  # calls as CUDA graphs,
@@ -113,45 +118,63 @@ class Engine:
             OutsideProfile: a shape for which the engine was not built.
             EngineError: TensorRT refused the call.
         """
-        # torch's own ways to ask for these make objects, which costs more than the rest of this function.
-        if not self.on_cuda:
-            return self.admitted(0, args) if self.weights else self.on_stream(0, args)
-        if self.among_others and torch._C._cuda_getDevice() != self.index:
+        if self.among_others and current_device() != self.index:
             with torch.cuda.device(self.index):
                 return self(args)
-        stream = torch._C._cuda_getCurrentRawStream(self.index)
-        return self.admitted(stream, args) if self.weights else self.on_stream(stream, args)
+        stream = current_stream(self.index) if self.on_cuda else 0
+        if stream and is_capturing():
+            if not self.in_users_graphs:
+                raise EngineError("a replay of the user's CUDA graph would not look at the weights")
+            return self.admitted(self.for_users_graph, stream, args)
+        return self.on_stream(stream, args) if not self.weights else self.admitted(self.on_stream, stream, args)
 
-    def admitted(self, stream: int, args: Args) -> tuple[torch.Tensor, ...]:
+    def admitted(
+        self, run: Callable[[int, Args], tuple[torch.Tensor, ...]], stream: int, args: Args
+    ) -> tuple[torch.Tensor, ...]:
         """A call, which no refit comes into."""
+        if not self.weights:
+            return run(stream, args)
         self.gate.enter()
         try:
             if self.spoiled is not None:
                 raise EngineError(f"the engine cannot be used: {self.spoiled}")
-            return self.on_stream(stream, args)
+            return run(stream, args)
         finally:
             self.gate.leave()
 
     def on_stream(self, stream: int, args: Args) -> tuple[torch.Tensor, ...]:
-        key = () if self.rigid else tuple([args[i].shape for i in self.variable] + [args[i] for i in self.sized])
-        prepared = self.prepared.get(key) or self.prepare(key, args)
-        if CAPTURE.calls is not None:
-            return self.for_graph(prepared, args, stream)
-        if stream and torch._C._cuda_isCurrentStreamCapturing():
-            return self.for_users_graph(prepared, args, stream)
+        key = () if self.rigid else self.key(args)
         if self.graphs is not None:
             results = self.replayed(self.graphs, key, args, stream)
             if results is not None:
                 return results
-        call = self.contexts.take(self, stream, prepared.profile)
+        prepared = self.prepared.get(key) or self.prepare(key, args)
+        contexts = self.contexts
+        idle = contexts.idle[stream, prepared.profile]
+        try:
+            call = idle.pop()
+        except IndexError:
+            call = contexts.take_slowly(self, stream, prepared.profile)
         try:
             if call.refits != self.refits:
                 call.follow_refit()
             return call.run(self, prepared, args)
         finally:
-            self.contexts.give_back(call)
+            idle.append(call)
+            if contexts.waiting:
+                contexts.tell()
 
     # -- what the shapes of a call ask for ----------------------------------------------------------------------------
+
+    def key(self, args: Args) -> Any:
+        """What tells calls of one preparation from others."""
+        if self.rigid:
+            return ()
+        return tuple([args[i].shape for i in self.variable] + [args[i] for i in self.sized])
+
+    def prepared_for(self, args: Args) -> Prepared:
+        key = self.key(args)
+        return self.prepared.get(key) or self.prepare(key, args)
 
     def prepare(self, key: Any, args: Args) -> Prepared:
         """What is to be known of calls of these shapes.
@@ -165,6 +188,8 @@ class Engine:
             for port, value in read
             if not isinstance(value, torch.Tensor) or port.always_copied(value, self.device)
         }
+        self.in_place = [port for port in self.read if port.name not in self.never_in_place]
+        self.copied = [port for port in self.read if port.name in self.never_in_place]
         self.numbers = [port.position for port, value in read if not isinstance(value, torch.Tensor)]
         shapes = {port.name: port.shape(args[port.position]) for port in self.inputs}
         profile = next((i for i in self.narrow if self.fits(shapes, i)), 0)
@@ -236,9 +261,9 @@ class Engine:
         """Calls are captured as CUDA graphs from now on, at most so many, each after so many calls of its shapes."""
         self.graphs = Graphs(name, self.index, most, warm)
 
-    def run_read(self, values: Sequence[Any]) -> Sequence[Any]:
-        """The results for what the engine reads, in the order of its inputs."""
-        return self({port.position: value for port, value in zip(self.inputs, values, strict=True)})
+    def run_read(self, capture: Capture, values: Sequence[Any]) -> Sequence[Any]:
+        """The results for what the engine reads, in the order of its inputs, while a CUDA graph of ours is captured."""
+        return self.for_graph(capture, {port.position: value for port, value in zip(self.inputs, values, strict=True)})
 
     def replayed(self, graphs: Graphs, key: Any, args: Args, stream: int) -> tuple[torch.Tensor, ...] | None:
         """The results by a CUDA graph, if there is one for these arguments."""
@@ -253,16 +278,20 @@ class Engine:
         results = graph.replay(read)
         return None if results is None else tuple(results)
 
-    def for_graph(self, prepared: Prepared, args: Args, stream: int) -> tuple[torch.Tensor, ...]:
+    def for_graph(self, capture: Capture, args: Args) -> tuple[torch.Tensor, ...]:
         """A call that becomes part of a CUDA graph of ours, or its rehearsal."""
-        if not CAPTURE.rehearsing:
-            call: Call = CAPTURE.next_call()
+        return self.admitted(functools.partial(self.captured, capture), current_stream(self.index), args)
+
+    def captured(self, capture: Capture, stream: int, args: Args) -> tuple[torch.Tensor, ...]:
+        prepared = self.prepared_for(args)
+        if not capture.rehearsing:
+            call: Call = capture.next_call()
             if call.engine() is not self:
                 raise NotNow("another engine has come into its place")
             call.serve(stream)
             return call.run(self, prepared, args)
         call = self.contexts.withdraw(stream, prepared.profile) or self.make_call(stream, prepared.profile)
-        CAPTURE.take(call)
+        capture.calls.append(call)
         self.turn(call, stream, prepared.profile)
         results = call.run(self, prepared, args)
         if call.found:
@@ -272,11 +301,12 @@ class Engine:
             raise EngineError("TensorRT says that the engine cannot be captured")
         return results
 
-    def for_users_graph(self, prepared: Prepared, args: Args, stream: int) -> tuple[torch.Tensor, ...]:
+    def for_users_graph(self, stream: int, args: Args) -> tuple[torch.Tensor, ...]:
         """A call that becomes part of the user's CUDA graph, whose replays use the context for ever: it gets one of its
         own, which nothing takes away. One that has run before, if there is any: a new one may allocate, which ends a
         capture.
         """
+        prepared = self.prepared_for(args)
         call = self.contexts.withdraw(stream, prepared.profile) or self.make_call(stream, prepared.profile)
         call.serve(stream)
         CAPTURED.append((self, call))

@@ -95,7 +95,7 @@ class Guard:
         slot: Slot,
         fitted: tuple[Engine, Snapshot | None],
         args: Sequence[Any],
-        tensors: Sequence[torch.Tensor],
+        tensors: tuple[torch.Tensor, ...],
         results: Sequence[torch.Tensor],
     ) -> tuple[torch.Tensor, ...] | None:
         """Eager's answer, where the engine's must not be given; None where it may.

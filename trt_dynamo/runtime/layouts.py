@@ -16,6 +16,7 @@ from torch.fx import GraphModule
 from torch.torch_version import TorchVersion
 
 from trt_dynamo.reports import count
+from trt_dynamo.runtime.slots import items_at
 
 GUARDED = TorchVersion(torch.__version__) >= TorchVersion("2.13")
 
@@ -38,11 +39,12 @@ class SameLayouts:
             if isinstance(value, torch.Tensor) and all(isinstance(size, int) for size in value.shape):
                 self.fixed.append(index)
                 self.shapes.append(tuple(value.shape))
+        self.tensors_of = items_at(self.fixed)
         self.strides: list[tuple[int, ...]] | None = None  # those of the first call, which the guards have just seen
         self.quick: Callable[..., bool] = lambda *_: False
 
     def __call__(self, args: list[Any]) -> Sequence[Any]:
-        tensors = [args[i] for i in self.fixed]
+        tensors = self.tensors_of(args)
         if self.quick(*tensors) or self.same(tensors):
             return self.run(args)
         count("eager_calls", OTHER_LAYOUT)

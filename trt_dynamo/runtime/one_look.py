@@ -11,7 +11,6 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import logging
-import threading
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -19,12 +18,13 @@ import torch
 from torch.fx import GraphModule
 
 from trt_dynamo.processes import forget_in_children
-from trt_dynamo.reports import count
-from trt_dynamo.runtime.cuda_graphs import CAPTURE
+from trt_dynamo.reports import CALLS
+from trt_dynamo.runtime.larger_call import PRESENT
+from trt_dynamo.runtime.streams import current_stream, is_capturing
 from trt_dynamo.weights import Reader, Snapshot, pointers_of
 
 if TYPE_CHECKING:
-    from trt_dynamo.runtime.engine import Engine
+    from trt_dynamo.runtime.segment_runner import SegmentRunner
     from trt_dynamo.runtime.slots import Slot
 
 log = logging.getLogger(__name__)
@@ -43,52 +43,56 @@ class NotAsBefore(Exception):
 class Use:
     """An engine that answered in a call: that of a slot at one of its turns. No engine is kept alive by this."""
 
-    segment: object
+    segment: SegmentRunner
     slot: Slot
     turn: object
     held: Snapshot | None
     tensors: Sequence[torch.Tensor]
 
 
-@dataclasses.dataclass(eq=False)
-class Round:
-    """A call. With `look` it is one that looks at the end; without, one whose segments look each, and note it here:
-    None for a segment that was answered otherwise.
-    """
+class Noting:
+    """A call whose segments look each for itself, and what answered them: None where that was not an engine."""
 
-    look: Look | None = None
-    uses: list[Use | None] = dataclasses.field(default_factory=list)
-    tensors: list[Sequence[torch.Tensor]] = dataclasses.field(default_factory=list)
-    at: int = 0
+    def __init__(self) -> None:
+        self.uses: list[Use | None] = []
 
-    def next_engine(self, segment: object, tensors: Sequence[torch.Tensor]) -> Engine:
-        """The engine that answered at this place before."""
-        assert self.look is not None
-        if self.at == len(self.look.uses):
+    def answer(self, segment: SegmentRunner, args: Sequence[Any]) -> tuple[torch.Tensor, ...]:
+        results, use = segment.answer_with_care(args)
+        self.uses.append(use)
+        return results
+
+
+class Looking:
+    """A call that looks at all weights at its end; `tensors` are those that it came with."""
+
+    def __init__(self, uses: Sequence[Use]) -> None:
+        self.uses = uses
+        self.at = 0
+        self.tensors: list[torch.Tensor] = []
+
+    def answer(self, segment: SegmentRunner, args: Sequence[Any]) -> tuple[torch.Tensor, ...]:
+        """What the engine gives that answered at this place before."""
+        if self.at == len(self.uses):
             raise NotAsBefore
-        use = self.look.uses[self.at]
-        fitted = use.slot.fitted  # before its turn is read, which changes first
-        if use.segment is not segment or fitted is None or use.slot.turn is not use.turn:
+        use = self.uses[self.at]
+        slot = use.slot
+        fitted = slot.fitted  # before its turn is read, which changes first
+        if use.segment is not segment or fitted is None or slot.turn is not use.turn:
             raise NotAsBefore
         self.at += 1
+        if segment.seen.wanted:
+            segment.seen.note(args)
         if use.held is not None:
-            self.tensors.append(tensors)
-        return fitted[0]
-
-
-class Rounds(threading.local):
-    """The call that this thread is in, if it is one of these."""
-
-    now: Round | None = None
-
-
-ROUNDS = Rounds()
+            self.tensors += segment.weights_of(args)
+        return fitted[0](args)
 
 
 class Look:
     """What all engines of a call hold, as one snapshot; None where no weights are baked into any."""
 
     def __init__(self, uses: Sequence[Use], baked: Sequence[tuple[Snapshot, Sequence[torch.Tensor]]]) -> None:
+        for use in uses:
+            use.slot.served += 1  # once for all calls to come
         # Without the tensors, which a later call brings.
         self.uses = [dataclasses.replace(use, tensors=()) for use in uses]
         self.snapshot = joined(baked) if baked else None
@@ -140,7 +144,7 @@ class OneLook:
         return left
 
     def __call__(self, args: list[Any]) -> Sequence[Any]:
-        if CAPTURE.calls is not None or ROUNDS.now is not None:
+        if PRESENT.larger is not None:
             return self.run(args)
         look = self.look
         if look is not None and not self.captured_by_user():
@@ -152,13 +156,11 @@ class OneLook:
 
     def captured_by_user(self) -> bool:
         """Whether the user captures a CUDA graph: then each segment says what it can do."""
-        if self.index is None or not torch._C._cuda_getCurrentRawStream(self.index):
-            return False
-        return bool(torch._C._cuda_isCurrentStreamCapturing())
+        return self.index is not None and current_stream(self.index) != 0 and is_capturing()
 
     def at_the_end(self, look: Look, args: list[Any]) -> Sequence[Any] | None:
         """The results, or None where they may not be those for the weights of this call."""
-        ROUNDS.now = this = Round(look)
+        PRESENT.larger = this = Looking(look.uses)
         try:
             if look.snapshot is not None:
                 look.snapshot.begin()
@@ -167,22 +169,21 @@ class OneLook:
             log.debug("%s begins again: %s: %s", self.name, type(error).__name__, error)
             return None
         finally:
-            ROUNDS.now = None
+            PRESENT.larger = None
         if this.at != len(look.uses):
             return None
-        if look.snapshot is not None and not look.snapshot.holds(tuple(itertools.chain.from_iterable(this.tensors))):
+        if look.snapshot is not None and not look.snapshot.holds(tuple(this.tensors)):
             return None
-        for use in look.uses:
-            use.slot.served += 1
-        count("engine_calls", amount=len(look.uses))
+        for _ in look.uses:
+            CALLS.tick()
         return results
 
     def each_for_itself(self, args: list[Any]) -> Sequence[Any]:
-        ROUNDS.now = this = Round()
+        PRESENT.larger = this = Noting()
         try:
             results = self.run(args)
         finally:
-            ROUNDS.now = None
+            PRESENT.larger = None
         uses = [use for use in this.uses if use is not None]
         baked = [(use.held, use.tensors) for use in uses if use.held is not None]
         if len(uses) == len(this.uses) == self.segments and can_be_joined(baked):

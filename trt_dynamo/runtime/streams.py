@@ -7,10 +7,17 @@ stream, on which TensorRT would make the host wait.
 from __future__ import annotations
 
 import functools
+from collections.abc import Callable
 
 import torch
 
 from trt_dynamo.errors import EngineError
+
+# torch's own ways to ask for these make objects, which costs more than the rest of a call. A torch without CUDA lacks
+# them.
+current_device: Callable[[], int] = getattr(torch._C, "_cuda_getDevice", lambda: -1)
+current_stream: Callable[[int], int] = getattr(torch._C, "_cuda_getCurrentRawStream", lambda _: 0)
+is_capturing: Callable[[], bool] = getattr(torch._C, "_cuda_isCurrentStreamCapturing", lambda: False)
 
 
 def torch_stream(handle: int, device: torch.device) -> torch.cuda.Stream:

@@ -17,10 +17,12 @@ from torch.fx import GraphModule
 from trt_dynamo.errors import EngineError
 from trt_dynamo.reports import count
 from trt_dynamo.runtime import profiling
-from trt_dynamo.runtime.cuda_graphs import CAPTURE, Graph, Graphs
+from trt_dynamo.runtime.cuda_graphs import Capture, Graph, Graphs
 from trt_dynamo.runtime.engine import Engine
+from trt_dynamo.runtime.larger_call import PRESENT
 from trt_dynamo.runtime.one_look import can_be_joined, joined
 from trt_dynamo.runtime.slots import items_at
+from trt_dynamo.runtime.streams import current_device, current_stream, is_capturing
 
 if TYPE_CHECKING:
     from trt_dynamo.runtime.slots import Slot
@@ -98,10 +100,10 @@ class WholeGraph:
         self.varying: list[int] | None = None  # the arguments that are no weights
 
     def __call__(self, args: list[Any]) -> Sequence[Any]:
-        if self.graphs.refused is not None or CAPTURE.calls is not None:
+        if self.graphs.refused is not None or PRESENT.larger is not None:
             return self.run(args)
-        stream = torch._C._cuda_getCurrentRawStream(self.index)
-        if torch._C._cuda_getDevice() != self.index or (stream and torch._C._cuda_isCurrentStreamCapturing()):
+        stream = current_stream(self.index)
+        if current_device() != self.index or (stream and is_capturing()):
             return self.run(args)
         if self.varying is None:
             self.varying = [i for i in range(len(args)) if i not in self.weights]
@@ -115,10 +117,10 @@ class WholeGraph:
             return self.run(args)
         return results
 
-    def captured(self, args: Sequence[Any]) -> Sequence[Any]:
+    def captured(self, capture: Capture, args: Sequence[Any]) -> Sequence[Any]:
         """The call for its graph, and where its engines' weights are among the arguments."""
         results = self.run(list(args))
-        for use in CAPTURE.uses:
+        for use in capture.uses:
             use.place(args)
         return results
 
