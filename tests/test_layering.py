@@ -46,7 +46,8 @@ ALLOWED: dict[str, set[str]] = {
     "graph_breaks": {"reports", "settings"},
     # threads of a moment
     "side_threads": set(),
-    "fingerprints": {"errors", "side_threads"},
+    "cuda_driver": {"errors"},
+    "fingerprints": {"cuda_driver", "errors", "side_threads"},
     "weights": BASE | {"fingerprints"},
     "fallback": BASE | {"aten_converters", "partition", "profiles", "reports", "runtime"},
     "training": BASE | {"fallback"},
@@ -86,7 +87,8 @@ ALLOWED: dict[str, set[str]] = {
     "hot_ranges": BASE | {"profiles"},
     # it makes engines of parts of a segment, when one of it is wrong
     "bisection": BASE | {"aten_converters", "module_paths", "partition", "precision", "profiles", "runtime"},
-    "runtime": BASE | {"processes", "hot_ranges", "profiles", "reports", "weights", "fingerprints", "shutdown"},
+    "runtime": BASE
+    | {"cuda_driver", "processes", "hot_ranges", "profiles", "reports", "weights", "fingerprints", "shutdown"},
     # it judges the converters, so it must not know them
     "reference": {"errors", "trt", "log"},
     # the package's front door

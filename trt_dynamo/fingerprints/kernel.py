@@ -19,6 +19,7 @@ from typing import Any
 
 import torch
 
+from trt_dynamo.cuda_driver import done, enter
 from trt_dynamo.errors import in_a_line
 
 log = logging.getLogger(__name__)
@@ -169,11 +170,6 @@ def say_without(why: str) -> None:
     log.warning("weights are checked by torch's operations, not by a kernel, which is slower: %s", why)
 
 
-def enter(index: int) -> None:
-    """Makes the GPU's context current in this thread, as any call of CUDA's runtime does, for the driver's own."""
-    torch.cuda.Event().record(torch.cuda.current_stream(index))
-
-
 def compiled(nvrtc: Any, architecture: str) -> bytes:
     """The kernel's machine code."""
     program = done(nvrtc.nvrtcCreateProgram(source().encode(), b"fingerprint.cu", 0, [], []))
@@ -189,15 +185,3 @@ def compiled(nvrtc: Any, architecture: str) -> bytes:
         return image
     finally:
         nvrtc.nvrtcDestroyProgram(program)
-
-
-def done(answer: tuple[Any, ...]) -> Any:
-    """What a call into CUDA returned beside its status.
-
-    Raises:
-        RuntimeError: the status is an error.
-    """
-    status, *found = answer
-    if status.value:
-        raise RuntimeError(f"CUDA says {status.name}")
-    return found[0] if found else None

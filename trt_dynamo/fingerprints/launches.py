@@ -17,10 +17,11 @@ from typing import Any
 import torch
 from torch.utils._python_dispatch import _disable_current_modes
 
+from trt_dynamo.cuda_driver import done, new_stream
 from trt_dynamo.errors import in_a_line
 from trt_dynamo.fingerprints import kernel
 from trt_dynamo.fingerprints.host import ROW
-from trt_dynamo.fingerprints.kernel import CHUNK, PLACES, THREADS, done
+from trt_dynamo.fingerprints.kernel import CHUNK, PLACES, THREADS
 from trt_dynamo.fingerprints.spans import Run, cut, runs
 
 # As the kernel's `Item`: address, place, bytes, row.
@@ -39,12 +40,7 @@ class SideStreams:
         try:
             return self.idle[index].pop()
         except IndexError:
-            from cuda.bindings import driver
-
-            with torch.cuda.device(index):
-                kernel.enter(index)
-                handle = done(driver.cuStreamCreate(driver.CUstream_flags.CU_STREAM_NON_BLOCKING))
-                return torch.cuda.ExternalStream(int(handle), device=index)
+            return new_stream(index, "CU_STREAM_NON_BLOCKING")
 
     def give_back(self, index: int, stream: torch.cuda.Stream) -> None:
         self.idle[index].append(stream)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from trt_dynamo.errors import EngineError
+from trt_dynamo.cuda_driver import done
 
 
 def begin_capture(stream: int) -> None:
@@ -39,23 +39,9 @@ class ExecutableGraph:
 
     def launch(self, stream: int) -> None:
         """Starts the work on a stream, after what is there."""
-        (status,) = self.start(self.handle, stream)
-        if status.value:
-            raise EngineError(f"CUDA could not start a graph: {status.name}")
+        done(self.start(self.handle, stream))
 
     def __del__(self) -> None:
         # What still runs of it ends first.
         if hasattr(self, "handle"):
             self.destroy(self.handle)
-
-
-def done(answer: tuple[Any, ...]) -> Any:
-    """What a call of the driver's returned beside its status.
-
-    Raises:
-        EngineError: the status is an error.
-    """
-    status, *found = answer
-    if status.value:
-        raise EngineError(f"CUDA says {status.name}")
-    return found[0] if found else None

@@ -11,7 +11,7 @@ from collections.abc import Callable
 
 import torch
 
-from trt_dynamo.errors import EngineError
+from trt_dynamo.cuda_driver import new_stream
 
 # torch's own ways to ask for these make objects, which costs more than the rest of a call. A torch without CUDA lacks
 # them.
@@ -39,15 +39,3 @@ def for_captures(index: int, stream: int) -> torch.cuda.Stream:
     matrix products to themselves. None of torch's pool, which the user may be capturing.
     """
     return new_stream(index, "CU_STREAM_NON_BLOCKING")
-
-
-def new_stream(index: int, flag: str) -> torch.cuda.Stream:
-    """A stream of ours, never destroyed."""
-    from cuda.bindings import driver
-
-    with torch.cuda.device(index):
-        torch.cuda.Event().record(torch.cuda.current_stream(index))  # makes CUDA's context current, for the driver
-        status, handle = driver.cuStreamCreate(getattr(driver.CUstream_flags, flag))
-        if status.value:
-            raise EngineError(f"CUDA made no stream: {status.name}")
-        return torch.cuda.ExternalStream(int(handle), device=index)
