@@ -70,12 +70,7 @@ def build(
         with shutdown.in_tensorrt(), progress(config, settings, label):
             data = builder.build_serialized_network(network, config)
         if data is None:
-            if shutdown.ENDING.is_set():
-                raise BuildError(f"{label or 'an engine'} is not built: the program ends")
-            words = "; ".join(dict.fromkeys(tensorrt_log.first_line(e) for e in errors)) or "TensorRT gave no reason"
-            if refit:
-                words += f"; the engine was to be refittable. {tensorrt.why_no_refit() or ''}".rstrip()
-            raise BuildError(f"TensorRT could not build {label or 'the engine'}: {words}")
+            raise BuildError(why_not_built(errors, label, refit=refit))
     plan = bytes(data)
     log.info(
         "%s: %d layers built in %.1f s, %.1f MB",
@@ -85,6 +80,16 @@ def build(
         len(plan) / 1e6,
     )
     return plan
+
+
+def why_not_built(errors: Sequence[str], label: str, *, refit: bool) -> str:
+    """What to say where TensorRT gave no plan, with its own words."""
+    if shutdown.ENDING.is_set():
+        return f"{label or 'an engine'} is not built: the program ends"
+    words = "; ".join(dict.fromkeys(tensorrt_log.first_line(e) for e in errors)) or "TensorRT gave no reason"
+    if refit:
+        words += f"; the engine was to be refittable. {tensorrt.why_no_refit() or ''}".rstrip()
+    return f"TensorRT could not build {label or 'the engine'}: {words}"
 
 
 def configure(config: trt.IBuilderConfig, settings: Settings, *, refit: bool, tf32: bool) -> None:
