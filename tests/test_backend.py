@@ -178,10 +178,13 @@ def test_eager_ops_stay_in_eager_and_small_segments_too() -> None:
     assert "aten.sin.default: the setting eager_ops" in str(told)
 
 
-def test_a_build_can_show_its_progress(capfd: pytest.CaptureFixture[str]) -> None:
+def test_a_build_can_show_its_progress(capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("trt_dynamo.progress.PATIENCE", -1)
+    monkeypatch.setenv("FORCE_COLOR", "1")  # as on a terminal
     (network,) = check(model, torch.randn(3, 4)).networks
-    plan = build(network, profile_of(network, {}), Settings(progress="on"), label="a segment")
-    assert len(plan) > 1000
+    for setting, shown in (("on", True), ("off", False)):
+        assert len(build(network, profile_of(network, {}), Settings(progress=setting), label="a segment")) > 1000
+        assert ("a segment: " in capfd.readouterr().err) == shown
 
 
 def test_plans_are_built_for_chosen_gpus_ahead_of_time() -> None:

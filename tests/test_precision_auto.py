@@ -16,15 +16,15 @@ from tests.precision_cases import cosine
 from trt_dynamo import Settings
 from trt_dynamo.cache import open_store
 from trt_dynamo.precision.magnitudes import Magnitude, measured
-from trt_dynamo.precision.recording import forget_all
+from trt_dynamo.precision.recording import RECORDED
 from trt_dynamo.reports import report
 
 
 @pytest.fixture(autouse=True)
 def nothing_recorded() -> Iterator[None]:
-    forget_all()
+    RECORDED.clear()
     yield
-    forget_all()
+    RECORDED.clear()
 
 
 def test_a_magnitude_tells_what_does_not_fit() -> None:
@@ -107,14 +107,14 @@ def test_the_choice_lies_beside_the_engine_and_two_choices_never_share_one(tmp_p
         fast = compiled(model, calibration_calls=1, **options)
         fast(x), fast(x)
         assert report()["engines_built"] == 1
-        forget_all()  # as in another process
+        RECORDED.clear()  # as in another process
         torch._dynamo.reset()
         again = compiled(model, **options)
         assert cosine(again(x), model(x)) > 0.999
         assert report()["cache_hits"] == 1 and report()["eager_calls"] == 1
         (entry,) = open_store(Settings(cache_dir=tmp_path)).entries()
         assert entry.manifest["precision"]["misfits"]
-        forget_all()
+        RECORDED.clear()
         torch._dynamo.reset()
         trt_dynamo.calibrate(model, [x * 1e-3], options={"min_segment_nodes": 1})  # another choice
         other = compiled(model, **options)

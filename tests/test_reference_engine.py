@@ -18,7 +18,6 @@ from trt_dynamo.log import logger
 from trt_dynamo.reference import ReferenceContext, ReferenceEngine, ReferenceRuntime, evaluate
 from trt_dynamo.trt import trt
 
-DEVICES = [torch.device("cpu"), pytest.param(torch.device("cuda"), marks=pytest.mark.cuda)]
 CPU = torch.device("cpu")
 USER_MANAGED = trt.ExecutionContextAllocationStrategy.USER_MANAGED
 

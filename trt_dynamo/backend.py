@@ -29,7 +29,7 @@ from trt_dynamo.lowering.lengths import keeps_lengths
 from trt_dynamo.partition import Segment, main_device, partition
 from trt_dynamo.partition.single import boxed
 from trt_dynamo.precision import Findings, Precision
-from trt_dynamo.precision.recording import Recording, recall
+from trt_dynamo.precision.recording import BEING_RECORDED, Recording, recall
 from trt_dynamo.registration import release_shared_name, warn_if_taken
 from trt_dynamo.reports import count
 from trt_dynamo.runtime import SegmentModule
@@ -158,7 +158,7 @@ def segment_runner(
 def refuse_capture() -> None:
     """Puts off the capture of a call as a CUDA graph: a replay would record nothing."""
     if isinstance(PRESENT.larger, Capture):
-        raise NotNow("precision=auto records the values")
+        raise NotNow(BEING_RECORDED)
 
 
 def segment_module(blueprint: Blueprint, name: str) -> SegmentModule:

@@ -184,24 +184,16 @@ class Probe:
             engine.take_weights([names.index(name) for name in self.bisection.segment.weights])
         found = {}
         for node, value in zip(nodes, engine(self.args), strict=True):
-            self.seen[node] = self.compared(node, value, self.eager[node])
+            self.seen[node] = compared(value, self.eager[node])
             if self.is_bad(node):
                 found[node] = self.seen[node]
         return found
-
-    def compared(self, node: Node, value: torch.Tensor, expected: torch.Tensor) -> Difference:
-        half = value.dtype is not expected.dtype
-        value = value.to(expected.dtype)
-        if half:  # a mask of -3e38 is cut there
-            mask = expected.abs() > MASK
-            value, expected = (torch.where(mask, 0.0, t) for t in (value, expected))
-        return difference(value, expected)
 
     def is_bad(self, node: Node) -> bool:
         seen, accuracy = self.seen[node], self.bisection.accuracy
         if near(seen, accuracy):
             return False
-        noise = self.compared(node, self.noise[node], self.eager[node])
+        noise = compared(self.noise[node], self.eager[node])
         return accuracy.rigid or not excusable(seen) or not excused(seen, noise)
 
 
@@ -221,6 +213,16 @@ def bisected(nodes: Sequence[Node], wrong: Node, probe: Probe) -> Node:
             continue
         low, high = (low, middle) if bad else (middle, high)
     return candidates[high] if high < len(candidates) else wrong
+
+
+def compared(value: torch.Tensor, expected: torch.Tensor) -> Difference:
+    """How an engine's value differs from eager's."""
+    half = value.dtype is not expected.dtype
+    value = value.to(expected.dtype)
+    if half:  # a mask of -3e38 is cut there
+        mask = expected.abs() > MASK
+        value, expected = (torch.where(mask, 0.0, t) for t in (value, expected))
+    return difference(value, expected)
 
 
 def ancestors(node: Node) -> set[Node]:

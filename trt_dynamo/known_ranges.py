@@ -188,6 +188,7 @@ def from_file(file: Path | None) -> Ranges:
 
 @functools.lru_cache(maxsize=8)
 def read_once(file: Path, version: Any) -> Ranges:
+    """The file's ranges; it is read anew when its `version` is another."""
     return read_ranges(file)
 
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import functools
 import importlib
-import os
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
@@ -157,9 +156,3 @@ def to_trt(dtype: torch.dtype) -> trt.DataType:
 def to_torch(dtype: trt.DataType) -> torch.dtype:
     """torch's name for a TensorRT dtype. KeyError for those torch lacks (int4, fp4)."""
     return TORCH_TYPES[dtype.name]
-
-
-@functools.cache
-def process_id() -> int:
-    """The process in which TensorRT was first used: a fork must not touch its parent's engines."""
-    return os.getpid()

@@ -11,7 +11,7 @@ import torch
 from torch.fx import Node
 from torch.utils._sympy.value_ranges import bound_sympy
 
-from trt_dynamo.aten_converters.shapes import is_static, product
+from trt_dynamo.aten_converters.shapes import is_static
 from trt_dynamo.errors import Unsupported
 from trt_dynamo.profiles import LARGEST, Dim, Range, dim_of, dim_range, finite, range_of, shape_env_of
 from trt_dynamo.trt import has, to_trt, trt
@@ -335,9 +335,6 @@ class Arrangement:
     def stretches(self, have: Dim, want: Dim) -> bool:
         """Whether a size is 1 at every call, by torch's guard on it, where the other was not even while tracing."""
         return have != want and self.was_one(have) and not self.was_one(want)
-
-    def volume(self, x: Tensor) -> Dim:
-        return product(x.shape)
 
     def static_shape(self, x: Tensor, what: str = "shape") -> tuple[int, ...]:
         """The shape as ints.

@@ -152,7 +152,7 @@ class Conversion(Walker):
             source = narrowed(node)
             if node in coded:
                 self.net.scope, self.net.source = node.name, source_line(node)
-                self.values[node] = put(self.net, node, coded[node])
+                self.values[node] = put(self.net, coded[node])
             elif source is not None and source.name in self.weights:
                 self.values[node] = self.weight(source, node.meta["val"].dtype)
             elif source is not None and source.op == "get_attr":

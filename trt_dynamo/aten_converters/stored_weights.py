@@ -88,7 +88,7 @@ def stored_weights(net: Network, nodes: Iterable[Node]) -> tuple[dict[Node, Stor
     return found, unread
 
 
-def put(net: Network, node: Node, weight: StoredWeight) -> Tensor:
+def put(net: Network, weight: StoredWeight) -> Tensor:
     """The constant and its dequantize layer."""
     raw = (stored_in_four_bits if weight.four_bits else stored)(net, weight.codes)
     scale = weight.scale

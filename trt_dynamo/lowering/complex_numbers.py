@@ -14,15 +14,17 @@ from torch.fx import Graph, Node
 from torch.utils._pytree import tree_leaves
 
 from trt_dynamo.errors import ConversionError, Unsupported
-from trt_dynamo.lowering import complex_arithmetic, complex_movement, complex_products, fourier
+from trt_dynamo.lowering import (  # noqa: F401  they fill RULES
+    complex_arithmetic,
+    complex_movement,
+    complex_products,
+    fourier,
+)
 from trt_dynamo.lowering.pairs import RULES, Pair
 from trt_dynamo.lowering.recording import REAL_OF, fake_mode_of, like
 from trt_dynamo.lowering.rewriting import Rewriter
 
 NO_RULE = "there is no rule for it as arithmetic of pairs of reals"
-
-# These fill RULES.
-RULE_MODULES = (complex_arithmetic, complex_movement, complex_products, fourier)
 
 
 def complex_as_pairs(graph: Graph) -> None:

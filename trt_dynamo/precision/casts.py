@@ -76,10 +76,10 @@ class Writer:
             return self.copies[node]
         if (node, dtype) not in self.forms:
             (source,) = (self.forms[node, d] for d in (torch.float32, self.choice.low) if (node, d) in self.forms)
-            self.forms[node, dtype] = self.after(source, node, lambda: self.cast(source, dtype))
+            self.forms[node, dtype] = self.after(source, lambda: self.cast(source, dtype))
         return self.forms[node, dtype]
 
-    def after(self, source: Node, node: Node, make: Callable[[], Node]) -> Node:
+    def after(self, source: Node, make: Callable[[], Node]) -> Node:
         """Makes nodes right behind the value, but behind all arguments of the graph."""
         place = source
         while source.op == "placeholder" and place.next.op == "placeholder":
@@ -126,7 +126,7 @@ class Writer:
             return self.form(node, self.choice.low)
         if node not in self.masks:
             source = self.form(node, torch.float32)
-            self.masks[node] = self.after(source, node, lambda: self.cut(source))
+            self.masks[node] = self.after(source, lambda: self.cut(source))
         return self.masks[node]
 
     def cut(self, source: Node) -> Node:

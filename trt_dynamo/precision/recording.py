@@ -208,12 +208,6 @@ def recall(module: GraphModule, weights: Mapping[str, torch.Tensor], settings: S
     return None
 
 
-def forget_all() -> None:
-    """Forgets what this process recorded."""
-    with LOCK:
-        RECORDED.clear()
-
-
 @renewed_in_children
 def renew() -> None:
     """A forked child gets a lock that no other thread holds."""

@@ -70,5 +70,4 @@ def frozen(module: Any, name: str) -> nn.Module:
     return FrozenFakeQuantize(module.scale, module.zero_point, int(module.quant_min), int(module.quant_max), axis)
 
 
-FAKE_QUANTIZER = ("fake_quant_enabled", "scale", "zero_point", "quant_min", "quant_max")
 PER_CHANNEL = (torch.per_channel_symmetric, torch.per_channel_affine, torch.per_channel_affine_float_qparams)
