@@ -23,10 +23,10 @@ from torch.fx import GraphModule
 from benchmarks.models import MODELS
 from trt_dynamo.aten_converters import convert
 from trt_dynamo.build import build, profile_of
+from trt_dynamo.engine_making import stand_in
 from trt_dynamo.lowering import Lowered, lower
 from trt_dynamo.partition import Segment, partition
 from trt_dynamo.profiles import ranges_of
-from trt_dynamo.segment_engine import stand_in
 from trt_dynamo.settings import Settings
 
 SETTINGS = Settings(progress="off")

@@ -35,7 +35,7 @@ import torch
 from benchmarks.models import MODELS
 
 SIZES: dict[str, dict[str, int]] = {"resnet50": {}, "minilm": {}}
-BACKEND, ENGINE = "trt_dynamo.backend", "trt_dynamo.segment_engine"
+BACKEND, ENGINE = "trt_dynamo.backend", "trt_dynamo.engine_making"
 LOWERING, RUNTIME = "trt_dynamo.lowering", "trt_dynamo.runtime"
 CACHE = "torch._functorch._aot_autograd.autograd_cache"
 

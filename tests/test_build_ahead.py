@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from tests.cache_cases import key
 from tests.compiled import assert_same, compiled
 from trt_dynamo import build as build_module
-from trt_dynamo import identity, segment_engine
+from trt_dynamo import engine_making, identity
 from trt_dynamo import trt as tensorrt_module
 from trt_dynamo.ahead_of_time import PORTABLE, VALUES_ASKED, Ahead, build_ahead, settings_for
 from trt_dynamo.as_if_on_cuda import CUDA, Twins, layout_of_cudnn, moved
@@ -196,7 +196,7 @@ def test_a_gpu_gets_the_engine_for_its_target_and_no_other(
     built = [ahead(made(case), case, CUDA, target).keys for target in ("8.6", "8.9")]
     assert len({*built[0], *built[1]}) == 2
     monkeypatch.setattr(identity, "target_of", lambda device: gpu)
-    monkeypatch.setattr(segment_engine, "loading", lambda: True)
+    monkeypatch.setattr(engine_making, "loading", lambda: True)
     reset_report()
     asked: list[str] = []
     known = get_or_build
@@ -205,7 +205,7 @@ def test_a_gpu_gets_the_engine_for_its_target_and_no_other(
         asked.extend(others())
         return known(key, build, settings, others)
 
-    monkeypatch.setattr(segment_engine, "get_or_build", get)
+    monkeypatch.setattr(engine_making, "get_or_build", get)
     ahead(made(case), case, CUDA)
     assert (report()["cache_hits"], report()["engines_built"]) == ((1, 0) if found else (0, 1))
     assert asked == ({"8.6": built[0], "8.9": built[1]}.get(gpu or "", asked[:1] if gpu else []))
@@ -319,7 +319,7 @@ def test_a_build_that_fails_costs_its_engine_only(monkeypatch: pytest.MonkeyPatc
             raise BuildError("no memory")
         return known(*args, **kwargs)
 
-    monkeypatch.setattr(segment_engine, "build", build)
+    monkeypatch.setattr(engine_making, "build", build)
     case = CASES["broken"]
     found = ahead(made(case), case, CUDA)
     assert len(found.engines) == 1 and len(found.problems) == 1 and "no memory" in found.problems[0]

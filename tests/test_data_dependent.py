@@ -18,7 +18,7 @@ from torch.fx.experimental.symbolic_shapes import ShapeEnv
 from torch.utils._pytree import tree_map_only
 
 from tests.compiled import assert_same, compiled
-from trt_dynamo import segment_engine
+from trt_dynamo import engine_making
 from trt_dynamo.aten_converters import Network
 from trt_dynamo.build import build
 from trt_dynamo.errors import BuildError, EngineError
@@ -48,7 +48,7 @@ def full(monkeypatch: pytest.MonkeyPatch) -> None:
         return b"no plan" if has_nonzero(converted.network.raw) else build(converted, *args, **keywords)
 
     monkeypatch.setattr("trt_dynamo.trt.has_data_dependent_sizes", lambda: True)
-    monkeypatch.setattr(segment_engine, "build", build_all_but_nonzero)
+    monkeypatch.setattr(engine_making, "build", build_all_but_nonzero)
 
 
 @pytest.fixture(params=["rtx", "full"])
@@ -399,7 +399,7 @@ def test_where_no_wider_engine_can_be_built_the_narrow_one_stays(strict: bool, m
             raise BuildError("too wide")
         return build(converted, profile, *args, **keywords)
 
-    monkeypatch.setattr(segment_engine, "build", narrow)
+    monkeypatch.setattr(engine_making, "build", narrow)
     fast = compiled(lambda x: x.exp() + 1, dynamic=True, strict=strict)
     with torch.no_grad():
         for size in (5, 50, 200, 7, 300, 60):

@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from tests.compiled import assert_same, compiled
-from trt_dynamo import backend, early_look, report, reset_report, segment_engine
+from trt_dynamo import backend, early_look, engine_making, report, reset_report
 from trt_dynamo.cache import digest
 from trt_dynamo.early_look import EarlyLook
 from trt_dynamo.fingerprints import fingerprint
@@ -75,7 +75,7 @@ def between(monkeypatch: pytest.MonkeyPatch, when: str, write: Callable[[], obje
         "before": (early_look, "fingerprint", False),
         "between": (early_look, "digest", False),
         "traced": (backend, "partition", True),
-        "keyed": (segment_engine, "get_or_build", False),
+        "keyed": (engine_making, "get_or_build", False),
     }[when]
     module, name, wait = place
     monkeypatch.setattr(module, name, first(getattr(module, name), wait=wait))

@@ -17,7 +17,7 @@ import torch
 from torch import nn
 
 from tests.compiled import assert_same, compiled, in_threads
-from trt_dynamo import explain, segment_engine, shutdown
+from trt_dynamo import engine_making, explain, shutdown
 from trt_dynamo.build import build
 from trt_dynamo.cache import open_store
 from trt_dynamo.errors import BuildError
@@ -31,17 +31,17 @@ ROOT = Path(__file__).parent.parent
 PRELUDE = """
 import atexit, os, signal, sys, threading, time
 import torch
-from trt_dynamo import explain, segment_engine, shutdown
+from trt_dynamo import explain, engine_making, shutdown
 from trt_dynamo.runtime import background, wait_for_builds
 
-build = segment_engine.build
+build = engine_making.build
 begun = threading.Event()
 
 def told(*args, **keywords):
     begun.set()
     return build(*args, **keywords)
 
-segment_engine.build = told
+engine_making.build = told
 deep = torch.nn.Sequential(*[layer for _ in range(60) for layer in (torch.nn.Linear(256, 256), torch.nn.Softmax(-1))])
 x = torch.randn(2, 256)
 torch.set_grad_enabled(False)
@@ -113,7 +113,7 @@ def test_the_program_ends_during_a_build(way: str, tmp_path: Path) -> None:
 @pytest.mark.parametrize("hangs", ["threading.Event().wait()", "time.sleep(10**6)"])
 def test_the_program_ends_though_a_build_hangs(hangs: str, tmp_path: Path) -> None:
     process = start(
-        f"segment_engine.build = lambda *a, **k: ({hangs}, b'')[1]\n"
+        f"engine_making.build = lambda *a, **k: ({hangs}, b'')[1]\n"
         "model = fast(torch.nn.Tanh(), compile='background', min_segment_nodes=1)\n"
         "model(x); model(x); print('answered', flush=True)",
         tmp_path,
@@ -132,7 +132,7 @@ def test_the_program_waits_for_a_step_that_cannot_be_called_off(tmp_path: Path) 
         "    with shutdown.in_tensorrt(): time.sleep(7)\n"
         "    print('left')\n"
         "    raise SystemExit\n"
-        "segment_engine.build = slow\n"
+        "engine_making.build = slow\n"
         "fast(torch.nn.Tanh(), compile='background', min_segment_nodes=1)(x)",
         tmp_path,
     )
@@ -306,7 +306,7 @@ def test_a_wider_engine_that_cannot_be_built(error: Exception, rebuild: str, mon
             raise error
         return build(converted, profile, *args, **keywords)
 
-    monkeypatch.setattr(segment_engine, "build", narrow)
+    monkeypatch.setattr(engine_making, "build", narrow)
     net = Net()
     fast = compiled(net, dynamic=True, rebuild=rebuild, strict=False)
     for size in (5, 50, 200, 7, 300, 60):
@@ -327,7 +327,7 @@ def test_one_size_that_cannot_grow_leaves_the_others_free(monkeypatch: pytest.Mo
             raise BuildError("too long")
         return build(converted, profile, *args, **keywords)
 
-    monkeypatch.setattr(segment_engine, "build", no_long_rows)
+    monkeypatch.setattr(engine_making, "build", no_long_rows)
     net = Net()
     fast = compiled(net, dynamic=True)
     with torch.no_grad():
@@ -344,7 +344,7 @@ def test_a_first_engine_that_cannot_be_built(error: Exception, compile: str, mon
     def fails(*args: Any, **keywords: Any) -> bytes:
         raise error
 
-    monkeypatch.setattr(segment_engine, "build", fails)
+    monkeypatch.setattr(engine_making, "build", fails)
     net = Net()
     fast = compiled(net, compile=compile, strict=False)
     for _ in range(3):
@@ -362,7 +362,7 @@ def test_an_interrupt_during_a_rebuild_passes_through(monkeypatch: pytest.Monkey
             raise interrupts.pop()
         return build(converted, profile, *args, **keywords)
 
-    monkeypatch.setattr(segment_engine, "build", interrupted)
+    monkeypatch.setattr(engine_making, "build", interrupted)
     net = Net()
     fast = compiled(net, dynamic=True)
     assert_same(call(fast, 5), call(net, 5))
@@ -382,7 +382,7 @@ def test_a_slow_build_never_holds_up_a_call(threads: int, monkeypatch: pytest.Mo
         assert not too_wide(profile) or go.wait(60)
         return build(converted, profile, *args, **keywords)
 
-    monkeypatch.setattr(segment_engine, "build", slow)
+    monkeypatch.setattr(engine_making, "build", slow)
     net = Net()
     fast = compiled(net, dynamic=True, rebuild="background")
     call(fast, 5)

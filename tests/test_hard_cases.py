@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from tests.compiled import assert_same, compiled
-from trt_dynamo import segment_engine
+from trt_dynamo import engine_making
 from trt_dynamo.aten_converters import convert
 from trt_dynamo.reports import report, reset_report
 from trt_dynamo.testing import check
@@ -324,7 +324,7 @@ def network_of(blocks: int, dynamic: bool, monkeypatch: pytest.MonkeyPatch) -> l
         kinds.extend(made.network.raw.get_layer(i).type.name for i in range(made.network.raw.num_layers))
         return made
 
-    monkeypatch.setattr(segment_engine, "convert", counted)
+    monkeypatch.setattr(engine_making, "convert", counted)
     model, x = seeded(lambda: nn.Sequential(*(Block() for _ in range(blocks)))), random(3, 5, 16)
     if dynamic:
         for axis in (0, 1):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import re
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -73,7 +74,7 @@ ALLOWED: dict[str, set[str]] = {
     # what makes an engine this one
     "identity": BASE | {"aten_converters", "cache", "origins", "partition", "precision", "profiles", "weights"},
     # from there to an engine
-    "segment_engine": BASE
+    "engine_making": BASE
     | {"aten_converters", "build", "cache", "identity", "profiles", "reference", "reports", "runtime", "unloaded"},
     # the content of weights, read for a set and a key that are made later
     "early_look": {"cache", "errors", "fingerprints", "runtime", "settings", "side_threads", "weights"},
@@ -163,6 +164,16 @@ def violations(name: str, source: str) -> set[str]:
 @pytest.mark.parametrize("file", FILES, ids=name_of)
 def test_a_module_imports_only_what_its_layer_may(file: Path) -> None:
     assert violations(name_of(file), file.read_text()) == set()
+
+
+def test_every_part_is_on_the_map() -> None:
+    text = (ROOT / "docs/architecture.md").read_text()
+    stages = {"aten_converters", "cache", "lowering", "partition", "precision", "reference", "runtime", "warm"}
+    rows = re.search(r"## Where things are\n.*?\n(\|.*?)\n\n", text, re.DOTALL)
+    assert rows is not None
+    named = re.findall(r"`(\w+)`", "".join(line.rpartition("|")[0].rpartition("|")[2] for line in rows[1].splitlines()))
+    assert sorted(named) == sorted({name.split(".")[0] for name in MODULES} - stages)
+    assert all(f"`{stage}" in text for stage in stages)
 
 
 def test_every_part_has_its_place() -> None:

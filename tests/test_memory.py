@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from tests.compiled import compiled
-from trt_dynamo import segment_engine
+from trt_dynamo import engine_making
 from trt_dynamo.errors import EngineError
 from trt_dynamo.reports import report
 
@@ -82,7 +82,7 @@ def test_a_build_leaves_nothing_on_the_host(cache: str, monkeypatch: pytest.Monk
         plans.append(len(plan))
         return Loaded()
 
-    monkeypatch.setattr(segment_engine, "load_plan", load)
+    monkeypatch.setattr(engine_making, "load_plan", load)
     monkeypatch.setattr("trt_dynamo.backend.why_eager", lambda *_: None)
     model = TwoSegments()
     x = torch.randn(3, WIDTH)
@@ -98,14 +98,14 @@ def test_a_build_leaves_nothing_on_the_host(cache: str, monkeypatch: pytest.Monk
 @pytest.mark.usefixtures("no_collector")
 def test_the_stand_ins_of_a_model_share_one_copy() -> None:
     model = TwoSegments()
-    before, known = copies(), set(segment_engine.COPIES)
+    before, known = copies(), set(engine_making.COPIES)
     fast = compiled(model, eager_ops="aten.erfinv", dynamic=True)
     with torch.no_grad():
         fast(torch.randn(3, WIDTH))
     assert report()["engines_built"] == 2
     # The networks' copy, which they share, and the evaluator's, which reads a network anew.
     assert copies() <= before + 3
-    assert len(set(segment_engine.COPIES) - known) == 1
+    assert len(set(engine_making.COPIES) - known) == 1
     assert large_bytes() == 0
     weight = weakref.ref(model.linear.weight.untyped_storage())
     del fast, model

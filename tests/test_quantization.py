@@ -124,7 +124,7 @@ def networks_of(
         made.append(convert(*args, **kwargs))
         return made[-1]
 
-    monkeypatch.setattr("trt_dynamo.segment_engine.convert", keep)
+    monkeypatch.setattr("trt_dynamo.engine_making.convert", keep)
     with torch.no_grad():
         return compiled(model, cache="off", **options)(*args), made
 

@@ -57,7 +57,7 @@ def recorded(tmp_path: Path) -> Path:
 @pytest.fixture
 def profiles(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
     """The profiles of all engines that are built from now on."""
-    from trt_dynamo import segment_engine
+    from trt_dynamo import engine_making
 
     found: list[dict[str, Any]] = []
 
@@ -65,7 +65,7 @@ def profiles(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
         found.append(profile)
         return build(converted, profile, *args, **keywords)
 
-    monkeypatch.setattr(segment_engine, "build", watched)
+    monkeypatch.setattr(engine_making, "build", watched)
     return found
 
 

@@ -309,7 +309,7 @@ def test_a_segment_whose_build_fails_leaves_the_others_alone(
             raise BuildError("injected")
         return original(*args, label=label, **keywords)
 
-    monkeypatch.setattr("trt_dynamo.segment_engine.build", failing)
+    monkeypatch.setattr("trt_dynamo.engine_making.build", failing)
 
     def f(x: torch.Tensor) -> torch.Tensor:
         return torch.erfinv(x.tanh() * 0.5).exp() + 1

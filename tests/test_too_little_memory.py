@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from tests.compiled import assert_same, compiled
-from trt_dynamo import report, segment_engine
+from trt_dynamo import engine_making, report
 from trt_dynamo.build import build
 from trt_dynamo.errors import BuildError
 
@@ -30,7 +30,7 @@ def builds(monkeypatch: pytest.MonkeyPatch) -> Callable[..., list[int]]:
                 raise BuildError(f"TensorRT could not build it: {words}")
             return build(network, profile, *args, **keywords)
 
-        monkeypatch.setattr(segment_engine, "build", small)
+        monkeypatch.setattr(engine_making, "build", small)
         return asked
 
     return limited

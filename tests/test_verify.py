@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from typer.testing import CliRunner
 
 from tests.compiled import assert_same, compiled, engine_calls, in_threads
-from trt_dynamo import Settings, segment_engine
+from trt_dynamo import Settings, engine_making
 from trt_dynamo.aten_converters import ConvertedNetwork
 from trt_dynamo.aten_converters.registry import CONVERTERS, Converter, match_parameters
 from trt_dynamo.bisection import Bisection, Finding, Probe
@@ -163,14 +163,14 @@ def test_the_first_bad_node_among_casts_masks_and_sizes(wrong_gelu: None, precis
 
 def test_tensorrt_builds_what_the_search_asks_for(wrong_gelu: None, monkeypatch: pytest.MonkeyPatch) -> None:
     built: list[int] = []
-    make = segment_engine.stand_in
+    make = engine_making.stand_in
 
     def build_too(network: ConvertedNetwork, profiles: Any, *args: Any) -> Engine:
         built.append(len(network.outputs))
         assert build(network, profiles[0], Settings(), label="a part")
         return make(network, profiles, *args)
 
-    monkeypatch.setattr(segment_engine, "stand_in", build_too)
+    monkeypatch.setattr(engine_making, "stand_in", build_too)
     mask = torch.full((5, 5), -torch.inf).triu(1)
     with torch.no_grad():
         watched(Attending().eval(), precision="fp16", dynamic=True)(torch.randn(2, 5, 8), mask)

@@ -14,7 +14,7 @@ from torch import nn
 
 from tests.compiled import assert_same, compiled
 from tests.test_weight_changes import Block
-from trt_dynamo import identity, segment_engine
+from trt_dynamo import engine_making, identity
 from trt_dynamo.aten_converters import convert
 from trt_dynamo.cache import digests
 from trt_dynamo.errors import BuildError, EngineError, Unsupported
@@ -122,7 +122,7 @@ def no_refits(monkeypatch: pytest.MonkeyPatch) -> None:
             raise Unsupported("no such engine")
         return convert(*args, **keywords)
 
-    monkeypatch.setattr(segment_engine, "convert", refused)
+    monkeypatch.setattr(engine_making, "convert", refused)
 
 
 def test_without_refits_an_engine_is_rebuilt_when_the_weights_rest(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -253,7 +253,7 @@ def test_weights_that_no_engine_takes_as_inputs(monkeypatch: pytest.MonkeyPatch,
             raise BuildError("the kernel must be a constant")
         return convert(graph, weights, *args, **keywords)
 
-    monkeypatch.setattr(segment_engine, "convert", refuses)
+    monkeypatch.setattr(engine_making, "convert", refuses)
     models = [Block(), Block()]
     fast = [compiled(model, **options) for model in models]
     x = torch.randn(3, 6)
@@ -282,7 +282,7 @@ def test_weights_that_are_written_during_a_build(monkeypatch: pytest.MonkeyPatch
             model.linear.weight.data.add_(1)
         return found
 
-    monkeypatch.setattr(segment_engine, "convert", write_and_convert)
+    monkeypatch.setattr(engine_making, "convert", write_and_convert)
     monkeypatch.setattr(identity, "digests", digest_and_write)
     fast = compiled(model, rebuild_after=0)
     x = torch.randn(3, 6)

@@ -1,5 +1,5 @@
 """The backend, whole, on a page: settings, lowering, partition, then for each segment its precision and what runs it.
-How that gets its engines is in `segment_engine`: from the cache, or converted and built.
+How that gets its engines is in `engine_making`: from the cache, or converted and built.
 
 `torch.compile(model, backend="tensorrt")` calls `tensorrt` with Dynamo's graph and its inputs.
 """
@@ -19,6 +19,7 @@ from torch.fx import GraphModule
 from trt_dynamo import trt as tensorrt_module
 from trt_dynamo.bisection import Bisection
 from trt_dynamo.early_look import early_look
+from trt_dynamo.engine_making import engine_on_trial, make_engine
 from trt_dynamo.errors import SettingsError, TrtDynamoError
 from trt_dynamo.fallback import NothingForTensorRT, compile_eager_parts, compile_graph
 from trt_dynamo.graph_breaks import note_guard_failure, warn_if_recurrent_skipped
@@ -40,7 +41,6 @@ from trt_dynamo.runtime.larger_call import PRESENT
 from trt_dynamo.runtime.layouts import with_same_layouts
 from trt_dynamo.runtime.one_look import with_one_look
 from trt_dynamo.runtime.whole_graph import WholeGraph, why_not_whole
-from trt_dynamo.segment_engine import engine_on_trial, make_engine
 from trt_dynamo.settings import Settings, warn_once
 from trt_dynamo.stated_types import gives_stated_types
 from trt_dynamo.tf32 import allows_tf32
