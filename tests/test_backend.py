@@ -183,7 +183,8 @@ def test_a_build_can_show_its_progress(capfd: pytest.CaptureFixture[str], monkey
     monkeypatch.setenv("FORCE_COLOR", "1")  # as on a terminal
     (network,) = check(model, torch.randn(3, 4)).networks
     for setting, shown in (("on", True), ("off", False)):
-        assert len(build(network, profile_of(network, {}), Settings(progress=setting), label="a segment")) > 1000
+        settings = Settings().merge({"progress": setting})
+        assert len(build(network, profile_of(network, {}), settings, label="a segment")) > 1000
         assert ("a segment: " in capfd.readouterr().err) == shown
 
 
