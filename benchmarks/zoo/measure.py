@@ -29,11 +29,14 @@ from torch.utils._pytree import tree_map_only
 from benchmarks.zoo.case import Case, Inputs, varying_dims
 from benchmarks.zoo.every import CASES
 from benchmarks.zoo.results import Figures, as_line, largest_error
-from trt_dynamo import backend, explain, report, trt
+from trt_dynamo import backend, engine_making, explain, report, trt
 from trt_dynamo.graph_breaks import noted
 
 UNSTABLE = 1e-3  # errors above it are looked at: the model itself may answer a hair's breadth with as much
 OPTIONS: dict[str, Any] = {"runtime": "reference", "cache": "off", "rebuild": "sync", "progress": "off"}
+
+# The stages, and the module that calls each.
+STAGES = {"lower": backend, "partition": backend, "convert": engine_making, "build": engine_making}
 
 
 class Watch:
@@ -50,9 +53,9 @@ class Watch:
     @contextlib.contextmanager
     def installed(self) -> Iterator[None]:
         with contextlib.ExitStack() as stack:
-            for stage in ("lower", "partition", "convert", "build"):
-                wrapped = functools.partial(self.timed, stage, getattr(backend, stage))
-                stack.enter_context(mock.patch.object(backend, stage, wrapped))
+            for stage, module in STAGES.items():
+                wrapped = functools.partial(self.timed, stage, getattr(module, stage))
+                stack.enter_context(mock.patch.object(module, stage, wrapped))
             yield
 
     def timed(self, stage: str, work: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
