@@ -17,6 +17,7 @@ from tests.compiled import assert_same, compiled, engine_calls
 from tests.test_quantization import kinds, networks_of
 from trt_dynamo.aten_converters.stored_weights import blocks
 from trt_dynamo.build import build, profile_of
+from trt_dynamo.reports import report, reset_report
 from trt_dynamo.settings import Settings
 
 INT3, INT4 = (getattr(torch, name) for name in ("int3", "int4"))  # mypy does not know them
@@ -48,6 +49,37 @@ def assert_close(actual: Tensor, expected: Tensor) -> None:
     """Equal but for the order in which a matrix product adds up."""
     step = torch.finfo(expected.dtype).eps * float(expected.abs().max())
     torch.testing.assert_close(actual, expected, rtol=0, atol=4 * step)
+
+
+class Places(nn.Module):
+    """A layer, and places in integers that look like codes: nobody multiplies a matrix with them."""
+
+    places: Tensor
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("places", torch.arange(12).view(3, 4))
+        self.layer = nn.Linear(8, 8)
+
+    def forward(self, x: Tensor) -> Tensor:
+        turns = self.places.float() * 0.1
+        return torch.tanh(self.layer(torch.cat([turns, turns], 1).sin() + x))
+
+
+def test_integers_that_are_no_weight(monkeypatch: pytest.MonkeyPatch) -> None:
+    """RTX builds no concatenation of such codes, and where there are codes, no weight can be replaced."""
+    model, x = Places().eval(), torch.randn(3, 8)
+    result, networks = networks_of(model, x, monkeypatch=monkeypatch)
+    assert_same(result, model(x).detach())
+    assert not any(codes(network) for network in networks)
+    fast = compiled(model)
+    reset_report()
+    with torch.no_grad():
+        for _ in range(4):
+            assert_same(fast(x), model(x))
+            model.layer.weight.mul_(1.1)
+    counts = report()
+    assert (counts["rebuilds"], counts["refits"], counts["eager_calls"]) == (1, 3, 0)
 
 
 # -- torchao's tensor classes -----------------------------------------------------------------------------------------

@@ -15,7 +15,7 @@ import torch
 from torch.fx import Node
 
 from trt_dynamo.aten_converters.code_grids import along, dequantize_layer, stored, stored_in_four_bits
-from trt_dynamo.aten_converters.factors import CASTS, FAKE_QUANTIZE, TURNS, VIEWS, suits
+from trt_dynamo.aten_converters.factors import CASTS, FAKE_QUANTIZE, TURNS, VIEWS, becomes_weight, suits
 from trt_dynamo.aten_converters.folding import constant_of
 from trt_dynamo.aten_converters.network import HALVES, Network, Tensor
 from trt_dynamo.operators.fake_quantize import codes_and_scale
@@ -119,7 +119,7 @@ def extended(net: Network, node: Node, chains: Mapping[Node, Chain]) -> Chain | 
     if node.target is FAKE_QUANTIZE:
         return by_limit(net, node)
     if node.target in CASTS:
-        chain = begun(net, first, chains)
+        chain = begun(net, node, first, chains)
         return None if chain is None else dataclasses.replace(chain, dtype=value.dtype)
     if isinstance(first, Node) and first in chains and chains[first].order is None:
         if node.target in VIEWS:
@@ -149,14 +149,16 @@ def order_of(node: Node, rank: int) -> tuple[int, ...]:
     return tuple(int(size) - 1 for size in moved.shape)
 
 
-def begun(net: Network, source: object, chains: Mapping[Node, Chain]) -> Chain | None:
-    """The chain behind a node, or a new one, where the node is codes that are known."""
+def begun(net: Network, node: Node, source: object, chains: Mapping[Node, Chain]) -> Chain | None:
+    """The chain behind a node's source, or a new one, where that is codes that are known and become a weight."""
     if not isinstance(source, Node):
         return None
     if source in chains:
         return chains[source]
     value = source.meta.get("val")
     if not isinstance(value, torch.Tensor) or value.dtype not in (*INTEGERS, FP8) or value.ndim < 2:
+        return None
+    if not becomes_weight(node):
         return None
     codes = constant_of(net, source)
     return Chain(codes, torch.float32) if isinstance(codes, torch.Tensor) and codes.numel() else None
@@ -168,7 +170,7 @@ def combined(net: Network, node: Node, value: torch.Tensor, chains: Mapping[Node
     if node.target is aten.mul.Tensor:
         pairs.append((node.args[1], node.args[0]))
     for source, other in pairs:
-        chain = begun(net, source, chains)
+        chain = begun(net, node, source, chains)
         if chain is None or chain.order is not None or chain.codes.shape != value.shape:
             continue
         number = known_number(net, other)
