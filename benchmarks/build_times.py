@@ -1,6 +1,6 @@
 """Seconds per model from Dynamo's graph to the plan, by stage, with nodes, engines, layers and bytes. Needs no GPU.
 
-Usage: python benchmarks/build_times.py [--dynamic] [--json FILE] [model ...]
+Usage: python -m benchmarks.build_times [--dynamic] [--json FILE] [model ...]
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """A training step through the backend beside `backend="aot_eager"` and plain eager, interleaved, as ratios of medians.
 
-Usage: python benchmarks/training_step.py [--steps 200] [--training eager|inductor]
+Usage: python -m benchmarks.training_step [--steps 200] [--training eager|inductor]
 """
 
 from __future__ import annotations

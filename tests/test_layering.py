@@ -35,7 +35,6 @@ ALLOWED: dict[str, set[str]] = {
     "module_paths": set(),
     "explanation_page": set(),
     "registration": {"settings"},
-    # it defines our ops, which call what stands above it
     # ops of ours that lowering puts into a graph and converters know
     "operators": set(),
     "profiles": BASE,
@@ -50,7 +49,7 @@ ALLOWED: dict[str, set[str]] = {
     "cuda_driver": {"errors"},
     "fingerprints": {"cuda_driver", "errors", "side_threads"},
     "weights": BASE | {"fingerprints"},
-    "fallback": BASE | {"aten_converters", "partition", "profiles", "reports", "runtime"},
+    "fallback": BASE | {"aten_converters", "graph_breaks", "partition", "profiles", "reports", "runtime"},
     "training": BASE | {"fallback"},
     "wrappers": set(),
     "stated_types": set(),

@@ -14,7 +14,6 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
-from torch._dynamo.exc import RestartAnalysis, SkipFrame
 from torch._subclasses.fake_tensor import (
     DataDependentOutputException,
     DynamicOutputShapeException,
@@ -27,6 +26,7 @@ from trt_dynamo.as_if_on_cuda import CUDA, Twins, moved, place_for, relocated
 from trt_dynamo.backend import segment_runner
 from trt_dynamo.cache import open_store
 from trt_dynamo.errors import BuildError, SettingsError, in_a_line, typed_in_a_line
+from trt_dynamo.graph_breaks import ANOTHER_GO
 from trt_dynamo.known_ranges import use_known_ranges
 from trt_dynamo.lowering import Lowered, lower
 from trt_dynamo.lowering.lengths import keeps_lengths
@@ -158,7 +158,7 @@ def backend(
             return follow  # which nobody calls
 
         lower(module, [twins.real(value) for value in inputs], store, settings, traced=inputs)
-    except (RestartAnalysis, SkipFrame):  # Dynamo's own way of asking for another go
+    except ANOTHER_GO:
         raise
     except Exception as error:
         log.debug("a graph could not be lowered", exc_info=True)

@@ -12,7 +12,6 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
-from torch._dynamo.exc import RestartAnalysis, SkipFrame
 from torch._subclasses.fake_tensor import unset_fake_temporarily
 from torch.fx import GraphModule
 
@@ -22,7 +21,7 @@ from trt_dynamo.early_look import early_look
 from trt_dynamo.engine_making import engine_on_trial, make_engine
 from trt_dynamo.errors import SettingsError, TrtDynamoError
 from trt_dynamo.fallback import NothingForTensorRT, compile_eager_parts, compile_graph
-from trt_dynamo.graph_breaks import note_guard_failure, warn_if_recurrent_skipped
+from trt_dynamo.graph_breaks import ANOTHER_GO, note_guard_failure, warn_if_recurrent_skipped
 from trt_dynamo.identity import Blueprint
 from trt_dynamo.known_ranges import use_known_ranges
 from trt_dynamo.lowering import Lowered, lower
@@ -76,7 +75,7 @@ def tensorrt(module: GraphModule, inputs: Sequence[Any], **keywords: Any) -> Cal
         use_known_ranges(module, inputs, settings)
         with early_look(module, inputs, settings):
             return lower(module, inputs, functools.partial(compile_lowered, settings=settings), settings)
-    except (RestartAnalysis, SkipFrame):  # Dynamo's own way of asking for another go
+    except ANOTHER_GO:
         raise
     except NothingForTensorRT as error:
         count("eager_graphs", str(error))

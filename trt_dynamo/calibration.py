@@ -12,10 +12,10 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
-from torch._dynamo.exc import RestartAnalysis, SkipFrame
 from torch._subclasses.fake_tensor import unset_fake_temporarily
 
 from trt_dynamo import trt as tensorrt_module
+from trt_dynamo.graph_breaks import ANOTHER_GO
 from trt_dynamo.lowering import Lowered, lower
 from trt_dynamo.lowering.lengths import keeps_lengths
 from trt_dynamo.partition import Segment, partition
@@ -102,7 +102,7 @@ def recording_backend(recordings: list[Recorded], settings: Settings) -> Callabl
     def backend(module: torch.fx.GraphModule, inputs: Sequence[Any]) -> Callable[..., Any]:
         try:
             return lower(module, inputs, record, settings)
-        except (RestartAnalysis, SkipFrame):  # Dynamo's own way of asking for another go
+        except ANOTHER_GO:
             raise
         except Exception as error:  # noqa: BLE001  the backend leaves such a graph to eager, and so has nothing to know of it
             log.warning("the values of a graph are not recorded: %s: %s", type(error).__name__, error)

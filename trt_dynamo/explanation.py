@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch._dynamo.exc import RestartAnalysis, SkipFrame
 from torch._subclasses.fake_tensor import unset_fake_temporarily
 from torch.fx import GraphModule
 
@@ -156,7 +155,7 @@ def explain(
         try:
             use_known_ranges(module, inputs, settings)
             return lower(module, inputs, take, settings)
-        except (RestartAnalysis, SkipFrame):  # Dynamo's own way of asking for another go
+        except graph_breaks.ANOTHER_GO:
             raise
         except Exception as error:  # noqa: BLE001  the report must say it; the model still runs
             broken.append(f"{type(error).__name__}: {error}")

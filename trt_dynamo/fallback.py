@@ -13,13 +13,13 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
-from torch._dynamo.exc import RestartAnalysis, SkipFrame
 from torch._guards import TracingContext, tracing
 from torch._subclasses.fake_tensor import FakeTensor
 from torch.fx import Graph, GraphModule
 
 from trt_dynamo.aten_converters.layout import is_dense
 from trt_dynamo.errors import EngineError, Unsupported
+from trt_dynamo.graph_breaks import ANOTHER_GO
 from trt_dynamo.partition import Partitioned, Segment
 from trt_dynamo.partition.eager_parts import eager_parts, order_of, unbound
 from trt_dynamo.profiles import symbols_of
@@ -195,7 +195,7 @@ def compile_graph(module: GraphModule, inputs: Sequence[Any], settings: Settings
         # The backward now and not at the first `backward()`, when it would be too late for eager.
         with torch._functorch.config.patch(force_non_lazy_backward_lowering=True):
             compiled = inductor(module, inputs)
-    except (RestartAnalysis, SkipFrame):  # Dynamo's own way of asking for another go
+    except ANOTHER_GO:
         raise
     except Exception as error:  # whatever it is, eager can do it
         if settings.strict:

@@ -11,10 +11,14 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
+from torch._dynamo.exc import RestartAnalysis, SkipFrame
 from torch.nn.utils.rnn import PackedSequence
 
 from trt_dynamo.reports import count
 from trt_dynamo.settings import warn_once
+
+# Dynamo's own ways of asking for another go, which a backend lets pass.
+ANOTHER_GO = (RestartAnalysis, SkipFrame)
 
 RECURRENT = (torch.nn.LSTM, torch.nn.GRU, torch.nn.RNN)
 
