@@ -141,7 +141,7 @@ def show(results: Results, *, quiet: bool) -> None:
         print(f"{which}: {found['whole']} of {found['ops']} ops and modules pass whole")
 
 
-def main() -> int:
+def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--dtype", action="append", help=f"one of torch's; several may be given. --all: {DTYPES}")
     parser.add_argument("--all", action="store_true", help="every dtype of the tests")
@@ -157,26 +157,38 @@ def main() -> int:
     parser.add_argument("--readme", action="store_true", help="writes the README's table and ends")
     parser.add_argument("--quiet", action="store_true", help="only the counts")
     parser.add_argument("names", nargs="*")
-    chosen = parser.parse_args()
+    return parser.parse_args()
+
+
+def merged(paths: Iterable[Path]) -> Results:
+    """The outcomes of several runs."""
+    results: Results = {}
+    for path in paths:
+        for run_name, by_op in json.loads(path.read_text()).items():
+            results.setdefault(run_name, {}).update(by_op)
+    return results
+
+
+def run_chosen(chosen: argparse.Namespace) -> Results:
+    """What comes of the samples that are asked for."""
+    wanted = [n for n in names() if not chosen.names or any(n == w or n.startswith(w + ".") for w in chosen.names)]
+    dtypes = DTYPES if chosen.all else tuple(chosen.dtype or ["float32"])
+    jobs = [
+        Job(name, dtype, mode, chosen.samples, not chosen.no_build)
+        for name in wanted
+        for dtype in dtypes
+        for mode in chosen.mode or MODES
+    ]
+    part, parts = (int(number) for number in chosen.shard.split("/"))
+    return run_all(jobs[part - 1 :: parts], chosen.jobs, chosen.seconds)
+
+
+def main() -> int:
+    chosen = arguments()
     if chosen.readme:
         write_readme()
         return 0
-    if chosen.merge:
-        results: Results = {}
-        for path in chosen.merge:
-            for run_name, by_op in json.loads(path.read_text()).items():
-                results.setdefault(run_name, {}).update(by_op)
-    else:
-        wanted = [n for n in names() if not chosen.names or any(n == w or n.startswith(w + ".") for w in chosen.names)]
-        dtypes = DTYPES if chosen.all else tuple(chosen.dtype or ["float32"])
-        jobs = [
-            Job(name, dtype, mode, chosen.samples, not chosen.no_build)
-            for name in wanted
-            for dtype in dtypes
-            for mode in chosen.mode or MODES
-        ]
-        part, parts = (int(number) for number in chosen.shard.split("/"))
-        results = run_all(jobs[part - 1 :: parts], chosen.jobs, chosen.seconds)
+    results = merged(chosen.merge) if chosen.merge else run_chosen(chosen)
     show(results, quiet=chosen.quiet)
     if chosen.json:
         chosen.json.write_text(json.dumps(results, indent=1))
