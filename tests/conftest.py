@@ -7,11 +7,15 @@ import random
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 from hypothesis import HealthCheck, settings
 
 from trt_dynamo.settings import PREFIX
+
+if TYPE_CHECKING:
+    import torch
 
 # Always the same few examples; `pytest --hypothesis-profile=wide` looks further, elsewhere each time.
 SLOW = [HealthCheck.too_slow, HealthCheck.filter_too_much, HealthCheck.data_too_large]
@@ -34,6 +38,14 @@ def fresh_start(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Non
     forget()
     yield
     forget()
+
+
+@pytest.fixture(params=["cpu", pytest.param("cuda", marks=pytest.mark.cuda)])
+def device(request: pytest.FixtureRequest) -> torch.device:
+    """Each device that an engine may work on."""
+    import torch
+
+    return torch.device(request.param)
 
 
 def forget() -> None:

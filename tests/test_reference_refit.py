@@ -13,7 +13,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from tests.test_reference_engine import CPU, Net, bind, run
+from tests.stand_in_engines import CPU, Net, bind, run
 from trt_dynamo.errors import EngineError
 from trt_dynamo.log import collected, logger
 from trt_dynamo.reference import ReferenceEngine, ReferenceRefitter
@@ -21,11 +21,6 @@ from trt_dynamo.reference.refit import address_of
 from trt_dynamo.trt import to_trt, trt
 
 HOST, DEVICE = trt.TensorLocation.HOST, trt.TensorLocation.DEVICE
-
-
-@pytest.fixture(params=["cpu", pytest.param("cuda", marks=pytest.mark.cuda)])
-def device(request: pytest.FixtureRequest) -> torch.device:
-    return torch.device(request.param)
 
 
 @dataclasses.dataclass(frozen=True)

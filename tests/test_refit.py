@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch._subclasses.fake_tensor import unset_fake_temporarily
 
 from tests.compiled import assert_same
-from tests.test_reference_engine import Net
+from tests.stand_in_engines import Net
 from trt_dynamo import trt as tensorrt
 from trt_dynamo.aten_converters import ConvertedNetwork, Network, convert, weights_manifest
 from trt_dynamo.aten_converters.refittable import tensors_read, weight_bindings
@@ -36,11 +36,6 @@ from trt_dynamo.trt import trt
 
 SETTINGS = Settings(runtime="reference", min_segment_nodes=1)
 CPU = torch.device("cpu")
-
-
-@pytest.fixture(params=["cpu", pytest.param("cuda", marks=pytest.mark.cuda)])
-def device(request: pytest.FixtureRequest) -> torch.device:
-    return torch.device(request.param)
 
 
 def engine_of(converted: ConvertedNetwork, device: torch.device = CPU, **changes: Any) -> Engine:
