@@ -33,7 +33,7 @@ from torch.fx import Graph, GraphModule, Node
 from torch.utils._python_dispatch import _disable_current_modes
 from torch.utils._sympy.value_ranges import ValueRanges
 
-from trt_dynamo.aten_converters.layout import memory_order
+from trt_dynamo.aten_converters.layout import engine_order
 from trt_dynamo.aten_converters.left_to_eager import STAYS_EAGER, STAYS_FLOAT32
 from trt_dynamo.cache.entry import Plan, recorded
 from trt_dynamo.cache.packing import pack, unpack
@@ -99,7 +99,7 @@ def written(segment: Segment, options: Mapping[str, Any], tensors: Sequence[torc
     results = []
     for node in results_of(segment.module.graph):
         value = node.meta["val"]
-        results.append([list(memory_order(value) or range(value.ndim)), storage_of(node) in seen])
+        results.append([list(engine_order(value)), storage_of(node) in seen])
         seen.add(storage_of(node))
     nodes = segment.module.graph.nodes
     manifest = {

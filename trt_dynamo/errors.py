@@ -42,9 +42,14 @@ class SettingsError(TrtDynamoError, ValueError):
     """An unknown option, or a value that does not parse. The text names the nearest valid choice."""
 
 
+def words_of(error: BaseException) -> str:
+    """What an error says, in one line; its type where it says nothing."""
+    return " ".join(str(error).split()) or type(error).__name__
+
+
 def in_a_line(error: BaseException, most: int = 500) -> str:
-    """What an error says, in a line of at most so many characters; its type where it says nothing."""
-    return cut(" ".join(str(error).split()) or type(error).__name__, most)
+    """The words of an error, at most so many characters."""
+    return cut(words_of(error), most)
 
 
 def typed_in_a_line(error: BaseException, most: int = 500) -> str:

@@ -18,7 +18,7 @@ from torch._subclasses.fake_tensor import FakeTensor
 from torch.fx import Graph, GraphModule
 
 from trt_dynamo.aten_converters.layout import is_dense
-from trt_dynamo.errors import EngineError, Unsupported
+from trt_dynamo.errors import EngineError, Unsupported, cut
 from trt_dynamo.graph_breaks import ANOTHER_GO
 from trt_dynamo.partition import Partitioned, Segment
 from trt_dynamo.partition.eager_parts import eager_parts, order_of, unbound
@@ -219,8 +219,7 @@ def refused(name: str, error: Exception) -> None:
     """Says and counts that eager runs what Inductor cannot."""
     inner = getattr(error, "inner_exception", None) or error
     kind = type(inner).__name__
-    words = " ".join(str(inner).split())
-    words = words if len(words) <= LONGEST else words[: LONGEST - 3] + "..."
+    words = cut(" ".join(str(inner).split()), LONGEST)
     count("inductor_refusals", kind)
     if kind in ADVICE:
         warn_once(f"Inductor cannot compile here, so eager runs what it should have: {ADVICE[kind]}. ({kind}: {words})")

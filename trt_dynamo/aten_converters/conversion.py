@@ -11,7 +11,7 @@ import torch
 from torch.fx import GraphModule, Node
 
 from trt_dynamo import log
-from trt_dynamo.aten_converters.layout import memory_order
+from trt_dynamo.aten_converters.layout import engine_order
 from trt_dynamo.aten_converters.network import HALVES, NamedWeight, Network, Tensor
 from trt_dynamo.aten_converters.refittable import WeightBinding, weight_bindings
 from trt_dynamo.aten_converters.stored_weights import put, stored_weights
@@ -105,7 +105,7 @@ class Conversion(Walker):
     def input(self, node: Node) -> Tensor:
         """A placeholder as an input, which lies in memory as FX states."""
         value = node.meta["val"]
-        order, shape = order_of(value), tuple(dim_of(d) for d in value.shape)
+        order, shape = engine_order(value), tuple(dim_of(d) for d in value.shape)
         tensor = self.net.input(node.name, value.dtype, [shape[axis] for axis in order])
         self.inputs[node.name] = Binding(node.name, self.placeholders.index(node), value.dtype, shape, order)
         return self.net.permute(tensor, [order.index(axis) for axis in range(len(order))])
@@ -134,7 +134,7 @@ class Conversion(Walker):
         for node in self.placeholders:
             value = node.meta["val"]
             if isinstance(value, torch.Tensor) and node.name not in self.weights:
-                order, read = order_of(value), functools.partial(self.raw_input, node)
+                order, read = engine_order(value), functools.partial(self.raw_input, node)
                 for axis, size in enumerate(value.shape):
                     self.net.sizes.declare(dim_of(size), read, order.index(axis))
         for node in self.placeholders:
@@ -168,7 +168,7 @@ class Conversion(Walker):
         bindings = []
         net.scope, net.source = "output", ""
         for position, node in enumerate(output.args[0]):
-            tensor, order = self.value(node), order_of(node.meta["val"])
+            tensor, order = self.value(node), engine_order(node.meta["val"])
             raw = net.permute(tensor, order).raw
             # A cast brings a carried type home; else an identity, because an input or a constant cannot be an output.
             if to_torch(raw.dtype) is not tensor.dtype:
@@ -188,11 +188,6 @@ class Conversion(Walker):
             for name, binding in self.inputs.items()
         ]
         return tuple(sorted(settled, key=lambda binding: binding.position))
-
-
-def order_of(value: torch.Tensor) -> tuple[int, ...]:
-    """The order of dims in which an engine reads or writes the tensor; row by row, where its memory has none."""
-    return memory_order(value) or tuple(range(value.ndim))
 
 
 def narrowed(node: Node) -> Node | None:

@@ -39,6 +39,11 @@ def memory_order(value: torch.Tensor) -> tuple[int, ...] | None:
     return dense_order(sizes, strides)
 
 
+def engine_order(value: torch.Tensor) -> tuple[int, ...]:
+    """The order of dims in which an engine reads or writes the tensor; row by row, where its memory has none."""
+    return memory_order(value) or tuple(range(value.ndim))
+
+
 def dense_order(sizes: list[int], strides: list[int]) -> tuple[int, ...] | None:
     """`memory_order` of a tensor with these sizes and strides."""
     natural = tuple(range(len(sizes)))

@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from trt_dynamo.errors import EngineError
+from trt_dynamo.errors import EngineError, words_of
 from trt_dynamo.reports import count
 from trt_dynamo.runtime.allocation import allocator
 from trt_dynamo.runtime.larger_call import PRESENT
@@ -219,7 +219,7 @@ class Graphs:
             seen.count = 0
             return None
         except (RuntimeError, EngineError) as error:
-            self.refused = " ".join(str(error).split()) or type(error).__name__
+            self.refused = words_of(error)
             log.info("%s: runs without a CUDA graph: %s", self.name, self.refused)
             return None
         finally:

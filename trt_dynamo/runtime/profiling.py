@@ -13,6 +13,7 @@ from collections.abc import Iterator
 import torch
 from torch.autograd import profiler
 
+from trt_dynamo.errors import cut
 from trt_dynamo.runtime import layer_times
 from trt_dynamo.settings import Settings, warn_once
 
@@ -52,9 +53,7 @@ def named(name: str) -> contextlib.AbstractContextManager[None]:
 
 def in_eager(name: str, reason: str) -> str:
     """What a segment is called while eager answers in its place."""
-    line = " ".join(reason.split())
-    short = line if len(line) <= LONGEST_REASON else line[: LONGEST_REASON - 3] + "..."
-    return f"{name} in eager: {short}"
+    return f"{name} in eager: {cut(' '.join(reason.split()), LONGEST_REASON)}"
 
 
 def nvtx_wanted(settings: Settings) -> bool:
