@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from typer.testing import CliRunner
 
 from trt_dynamo.cache import Plan, Store, entry
 from trt_dynamo.settings import Settings
@@ -57,6 +58,27 @@ class Builder:
     def __call__(self) -> Plan:
         self.count += 1
         return Plan(b"plan %d" % self.count, {"build": self.count})
+
+
+def call(*arguments: str) -> tuple[int, str, str]:
+    """Exit code, stdout and stderr of the command `cache <arguments>`."""
+    from trt_dynamo.cli import app
+
+    result = CliRunner().invoke(app, ["cache", *arguments])
+    if result.exception is not None and not isinstance(result.exception, SystemExit):
+        raise result.exception
+    return result.exit_code, result.stdout, result.stderr
+
+
+def filled(cache: Store, *numbers: int) -> Store:
+    for number in numbers:
+        assert cache.put(key(number), Plan(bytes([number]) * 1000 * number, {"inputs": [number], "outputs": []}))
+    return cache
+
+
+def content(folder: Path) -> dict[str, bytes]:
+    """Every entry's files."""
+    return {str(p.relative_to(folder)): p.read_bytes() for p in folder.glob("[0-9a-f][0-9a-f]/*/*")}
 
 
 def flip(name: str, position: float) -> Callable[[Path], object]:

@@ -17,6 +17,8 @@ from trt_dynamo.settings import PREFIX
 if TYPE_CHECKING:
     import torch
 
+    from tests.cache_cases import Warned
+
 # Always the same few examples; `pytest --hypothesis-profile=wide` looks further, elsewhere each time.
 SLOW = [HealthCheck.too_slow, HealthCheck.filter_too_much, HealthCheck.data_too_large]
 settings.register_profile("fixed", derandomize=True, deadline=None, max_examples=10, suppress_health_check=SLOW)
@@ -46,6 +48,16 @@ def device(request: pytest.FixtureRequest) -> torch.device:
     import torch
 
     return torch.device(request.param)
+
+
+@pytest.fixture
+def warned(caplog: pytest.LogCaptureFixture) -> Iterator[Warned]:
+    """Every warning must be expected: those that no test asked for fail it."""
+    from tests.cache_cases import Warned
+
+    each = Warned(caplog)
+    yield each
+    each.never()
 
 
 def forget() -> None:

@@ -29,14 +29,6 @@ from trt_dynamo.settings import Settings
 BUCKET = "engines"
 
 
-@pytest.fixture
-def warned(caplog: pytest.LogCaptureFixture) -> Iterator[Warned]:
-    """Every warning must be expected: those that no test asked for fail it."""
-    each = Warned(caplog)
-    yield each
-    each.never()
-
-
 @pytest.fixture(autouse=True)
 def nothing_known() -> Iterator[None]:
     """No remote that an earlier test has met, and an empty memory."""
