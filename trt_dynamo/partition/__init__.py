@@ -18,7 +18,7 @@ from trt_dynamo.partition.constants import constants_of, copy_for_readers
 from trt_dynamo.partition.levels import group, levels_of, work
 from trt_dynamo.partition.segments import Segment, split
 from trt_dynamo.partition.support import Verdict, judge, keep_tuples_whole, main_device, makes_tensors, refuse
-from trt_dynamo.partition.views import aliasing_outputs, gaps_for_eager
+from trt_dynamo.partition.views import aliasing_outputs, gaps_for_eager, memory_for_eager
 from trt_dynamo.settings import Settings
 from trt_dynamo.tracing import readable, trace
 
@@ -47,6 +47,7 @@ def partition(module: GraphModule, weights: Mapping[int, str], settings: Setting
     baked = {placeholders[position]: name for position, name in weights.items()}
     verdicts = judge(module, baked.keys(), eager_ops=settings.eager_ops, strict=settings.strict)
     refuse(verdicts, aliasing_outputs(module))
+    refuse(verdicts, memory_for_eager(verdicts))
     keep_tuples_whole(verdicts)
     constants = settled_constants(module.graph, verdicts, baked)
     groups = grouped(module.graph, verdicts, baked, constants, settings.min_segment_nodes)

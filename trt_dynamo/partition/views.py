@@ -16,6 +16,11 @@ from trt_dynamo.aten_converters.layout import memory_order, numbers
 from trt_dynamo.partition.support import Verdict
 from trt_dynamo.profiles import shape_env_of
 
+aten = torch.ops.aten
+
+# Ops that read the memory under a tensor, whatever part of it the tensor is.
+STRIDED = (aten.as_strided.default, aten.as_strided_scatter.default)
+
 
 def aliasing_outputs(module: GraphModule) -> dict[Node, str]:
     """The views at the end of the graph that eager must make: those of results that share memory, or have odd
@@ -63,14 +68,28 @@ def row_by_row(value: torch.Tensor) -> bool:
     return wide == sorted(wide, reverse=True)
 
 
+def memory_for_eager(verdicts: Mapping[Node, Verdict]) -> dict[Node, str]:
+    """What lies under the strides that eager puts over a tensor: it reads the memory around a view as well."""
+    kept: dict[Node, str] = {}
+    for node, verdict in verdicts.items():
+        if node.target in STRIDED and not verdict.ok:
+            keep_view_chain(node, kept, "eager puts strides over its memory")
+    return kept
+
+
 def keep_view_chain(node: Node, kept: dict[Node, str], reason: str) -> None:
-    """The node and what it is a view of, up to the tensor that owns the memory, which an engine may make."""
+    """The node and what it is a view of, up to the tensor that owns the memory. An engine may make that one, unless it
+    has gaps: an engine would write it without.
+    """
+    first = node
     while node.op == "call_function":
         views, bases = [node], bases_of(node, node)
         if not bases and node.target is operator.getitem:  # of an op with several results
             (parent,) = node.all_input_nodes
             views, bases = [node, parent], bases_of(parent, node)
         if not bases:
+            if node is not first and memory_order(node.meta["val"]) is None:
+                kept[node] = reason
             return
         kept.update(dict.fromkeys(views, reason))
         node = bases[0]
