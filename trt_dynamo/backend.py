@@ -97,19 +97,18 @@ def left_over(module: GraphModule, inputs: Sequence[Any], settings: Settings) ->
 
 def compile_lowered(lowered: Lowered, settings: Settings) -> Callable[..., Any]:
     """The lowered graph with an engine in the place of each segment."""
-    number = count("graphs") - 1
-    device = main_device(lowered.module)
+    name, device = f"graph_{count('graphs') - 1}", main_device(lowered.module)
     with unset_fake_temporarily(), torch.no_grad():
         parts = partition(lowered.module, lowered.names, settings)
         for segment in parts.segments:
             weights = lowered.weights_of(segment.weights)
-            runner = segment_runner(segment, weights, device, settings, f"graph_{number}.{segment.name}")
+            runner = segment_runner(segment, weights, device, settings, f"{name}.{segment.name}")
             setattr(parts.module, segment.name, runner)
         outer = parts.module
         if settings.fallback == "inductor":
-            outer = compile_eager_parts(parts, settings, f"graph_{number}")
+            outer = compile_eager_parts(parts, settings, name)
     log.info("%d segments, %d nodes in TensorRT, %d in eager", len(parts.segments), *split_count(parts.verdicts))
-    name, verified = f"graph_{number}", settings.verify != "off"
+    verified = settings.verify != "off"
     run = with_one_look(name, boxed(outer), lowered.module, len(parts.segments), device, verified)
     if settings.cuda_graphs == "whole" and device.type == "cuda":
         run = in_whole_graph(run, lowered, device, settings, name)
