@@ -341,6 +341,7 @@ FOUND: dict[str, Call] = {
     "add scales after promotion": Call("add", lambda a, b: torch.add(a, b, alpha=3), (torch.tensor([5, 6]), SMALL)),
     "sub scales after promotion": Call("sub", lambda a, b: torch.sub(a, b, alpha=3), (torch.tensor([5, 6]), SMALL)),
     "rsub scales after promotion": Call("rsub", lambda a, b: torch.rsub(b, a, alpha=3), (torch.tensor([5, 6]), SMALL)),
+    "poles of lgamma": Call("lgamma", torch.lgamma, (torch.tensor([-0.0, -3.0, -3e38, -INF, INF, NAN]),)),
     "a number that int8 wraps": Call("add", lambda x: (255 + x, x < 300, x * -200), (SMALL,)),
     "padding beyond float32": Call("pad", lambda x: F.pad(x, [1, 1], value=2**31 + 5), (torch.tensor([1, 2]),)),
     "stable with NaN": Call("sort", lambda x: x.sort(stable=True), (torch.tensor([NAN, 1, -2, NAN, INF, 1]),)),

@@ -60,7 +60,10 @@ def lgamma(net: Network, x: Tensor) -> Tensor:
     value = net.elementwise("SUB", value, net.unary("LOG", product))
     sine = net.unary("ABS", net.unary("SIN", angle))
     image = net.elementwise("SUB", net.elementwise("SUB", math.log(math.pi), net.unary("LOG", sine)), value)
-    return net.where(net.unary("ISINF", x), math.inf, net.where(left, image, value))
+    # At its poles, the whole numbers from 0 down, the image may be infinity less infinity.
+    pole = net.elementwise("AND", left, net.elementwise("EQUAL", sine, 0))
+    infinite = net.elementwise("OR", net.unary("ISINF", x), pole)
+    return net.where(infinite, math.inf, net.where(left, image, value))
 
 
 def inverse_square(net: Network, z: Tensor) -> Tensor:
