@@ -66,6 +66,17 @@ def test_replays_answer_as_eager_does(mode: str, options: dict[str, Any]) -> Non
 
 
 @both
+def test_sizes_outside_the_profile_end_no_graphs(mode: str) -> None:
+    model = net()
+    fast = fast_of(model, mode, rebuild="never", weights="frozen", dynamic=True)
+    for rows in (4, *[1 << 17] * 8, *[4] * 8):
+        x = torch.randn(rows, 16, device="cuda")
+        assert_same(fast(x), model(x))
+    found = report()
+    assert found["eager_calls"] == 16 and found["cuda_graphs"] >= 1 and found["replays"] > 0
+
+
+@both
 def test_inputs_that_move_are_copied(mode: str) -> None:
     model = net()
     fast = fast_of(model, mode, weights="frozen")

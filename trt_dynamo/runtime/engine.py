@@ -144,11 +144,11 @@ class Engine:
 
     def on_stream(self, stream: int, args: Args) -> tuple[torch.Tensor, ...]:
         key = () if self.rigid else self.key(args)
+        prepared = self.prepared.get(key) or self.prepare(key, args)
         if self.graphs is not None:
             results = self.replayed(self.graphs, key, args, stream)
             if results is not None:
                 return results
-        prepared = self.prepared.get(key) or self.prepare(key, args)
         contexts = self.contexts
         idle = contexts.idle[stream, prepared.profile]
         try:

@@ -54,7 +54,6 @@ class SegmentRunner:
         self.name = name
         self.eager = module
         self.guard = guard
-        self.strict = settings.strict
         self.engines = SegmentEngines(name, module, positions, make_engine, settings, why_no_refit)
         self.weights_of = items_at(positions)
         self.reads = self.engines.check == "always"
