@@ -18,6 +18,7 @@ from trt_dynamo.errors import EngineError
 from trt_dynamo.runtime.ports import Port, Shape, dense_strides
 from trt_dynamo.runtime.results import FoundResult, found_result
 from trt_dynamo.runtime.streams import beside_default, torch_stream
+from trt_dynamo.weights import pointers_of
 
 if TYPE_CHECKING:
     from trt_dynamo.runtime.engine import Engine
@@ -213,7 +214,7 @@ class Call:
         """Gives the context the weights that are inputs, if they lie elsewhere than at the last call: a model has
         hundreds of them. One that cannot be read where it lies is copied at each call.
         """
-        lie = [args[position].data_ptr() for position in engine.taken_at]
+        lie = pointers_of(engine.taken_of(args))
         if lie == self.weights:
             return
         self.weights, self.copied = None, []

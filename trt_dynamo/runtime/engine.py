@@ -21,7 +21,7 @@ from trt_dynamo.runtime.calls import Args, Call, Prepared
 from trt_dynamo.runtime.contexts import Contexts
 from trt_dynamo.runtime.cuda_graphs import Capture, Graph, Graphs, NotNow
 from trt_dynamo.runtime.gate import Gate
-from trt_dynamo.runtime.ports import CPU_ALIGNMENT, CUDA_ALIGNMENT, Port, Span, width, within
+from trt_dynamo.runtime.ports import CPU_ALIGNMENT, CUDA_ALIGNMENT, Port, Span, items_at, width, within
 from trt_dynamo.runtime.refit import MakeRefitter, Refit, Weight
 from trt_dynamo.runtime.streams import beside_default, current_device, current_stream, for_captures, is_capturing
 from trt_dynamo.trt import trt
@@ -58,7 +58,7 @@ class Engine:
         names = {raw.get_tensor_name(i) for i in range(raw.num_io_tensors)}
         self.inputs = [port for port in map(Port.read, manifest["inputs"]) if port.name in names]
         self.taken: list[Port] = []  # inputs that are weights,
-        self.taken_at: list[int] = []
+        self.taken_of = items_at(())
         self.read = [port for port in self.inputs if not port.size]  # and all others that it reads on its device
         self.sizes = [port for port in self.inputs if port.size]
         self.sized = [port.position for port in self.sizes]
@@ -213,7 +213,7 @@ class Engine:
     def take_weights(self, positions: Collection[int]) -> None:
         """Says which arguments are weights, which lie where they lay at the last call unless their address says not."""
         self.taken = [port for port in self.read if port.position in positions]
-        self.taken_at = [port.position for port in self.taken]
+        self.taken_of = items_at([port.position for port in self.taken])
         self.read = [port for port in self.read if port.position not in positions]
 
     # -- contexts -----------------------------------------------------------------------------------------------------

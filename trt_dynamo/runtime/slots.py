@@ -6,8 +6,7 @@ Comes in: the tensors of a call. Goes out: whether the engine in a slot has exac
 from __future__ import annotations
 
 import dataclasses
-import operator
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 from trt_dynamo.runtime.engine import Engine
@@ -89,10 +88,3 @@ def takes_inputs(weights: Sequence[Any], settings: Settings) -> bool:
     if not weights or settings.weights == "inputs":
         return True
     return settings.weights == "auto" and sum(w.numel() * w.element_size() for w in weights) > BAKED_AT_MOST
-
-
-def items_at(positions: Sequence[int]) -> Callable[[Sequence[Any]], tuple[Any, ...]]:
-    """Takes these items out of a sequence, in half the time of a comprehension."""
-    if len(positions) == 1:
-        return lambda items, only=positions[0]: (items[only],)  # type: ignore[misc]
-    return operator.itemgetter(*positions) if positions else lambda _: ()

@@ -21,7 +21,7 @@ from trt_dynamo.runtime.cuda_graphs import Capture, Graph, Graphs
 from trt_dynamo.runtime.engine import Engine
 from trt_dynamo.runtime.larger_call import PRESENT
 from trt_dynamo.runtime.one_look import can_be_joined, joined
-from trt_dynamo.runtime.slots import items_at
+from trt_dynamo.runtime.ports import items_at
 from trt_dynamo.runtime.streams import current_device, current_stream, is_capturing
 
 if TYPE_CHECKING:
