@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -11,7 +12,8 @@ import torch
 
 from tests.compiled import assert_same, compiled, engine_calls
 from trt_dynamo import explain
-from trt_dynamo.testing import check, refused, trace
+from trt_dynamo.reports import report, reset_report
+from trt_dynamo.testing import check, evaluate, refused, trace
 
 C = torch.complex64
 SIZES = pytest.mark.parametrize("dynamic", [False, True], ids=["static", "dynamic"])
@@ -190,13 +192,50 @@ def test_transforms_round_about_as_little_as_torch(n: int, norm: str) -> None:
         assert (got - want).abs().max() <= 1e-6 * want.abs().max()
 
 
+def varying(z: torch.Tensor, x: torch.Tensor, half: torch.Tensor, norm: str = "ortho") -> list[torch.Tensor]:
+    found = (
+        torch.fft.fft(z, norm=norm),
+        torch.fft.ifft(z, norm=norm),
+        torch.fft.rfft(x, norm=norm),
+        torch.fft.fft(x, norm=norm),
+        torch.fft.ihfft(x, norm=norm),
+        torch.fft.irfft(half, norm=norm),
+        torch.fft.hfft(z, x.shape[1], norm=norm),
+    )
+    return [result.clone() for result in found]
+
+
+@pytest.mark.parametrize("norm", ["backward", "ortho", "forward"])
+@pytest.mark.parametrize("n", [3, 8, 400, 1021])
+def test_transforms_of_varying_lengths_round_no_more(n: int, norm: str) -> None:
+    given = z(2, n), torch.randn(2, n), z(2, n // 2 + 1)
+    checked = evaluate(functools.partial(varying, norm=norm), *given, dynamic=True, build_engines=n == 8)
+    exact = varying(given[0].to(torch.complex128), given[1].double(), given[2].to(torch.complex128), norm)
+    assert len(checked.networks) == 1
+    for got, want in zip(checked.results, exact, strict=True):
+        assert (got - want).abs().max() <= 1e-6 * want.abs().max()
+
+
+def test_lengths_that_vary_from_call_to_call() -> None:
+    """Even and odd ones, in one engine until one is beyond its range."""
+    model = compiled(varying, dynamic=True, strict=True)
+    reset_report()
+    with torch.no_grad():
+        for n in (12, 7, 3, 31, 100):
+            given = z(2, n), torch.randn(2, n), z(2, n // 2 + 1)
+            assert_same(model(*given), varying(*given))
+    counts = report()
+    assert (counts["graphs"], counts["engines_built"]) == (1, 2)
+
+
+@SIZES
 @pytest.mark.parametrize("dims", [(0,), (0, 1), (2, 0), (-1, -2, -3)])
-def test_transforms_of_several_dims(dims: tuple[int, ...]) -> None:
+def test_transforms_of_several_dims(dims: tuple[int, ...], dynamic: bool) -> None:
     def transforms(z: torch.Tensor, x: torch.Tensor) -> list[torch.Tensor]:
         found = torch.fft.fftn(z, dim=dims), torch.fft.rfftn(x, dim=dims), torch.fft.irfftn(z, dim=dims)
         return [result.clone() for result in found]
 
-    check(transforms, z(4, 5, 6), torch.randn(4, 5, 6))
+    check(transforms, z(4, 5, 6), torch.randn(4, 5, 6), dynamic=dynamic)
 
 
 @SIZES
@@ -223,7 +262,8 @@ def test_fnet_mixes_in_one_engine() -> None:
 
 
 @pytest.mark.parametrize(
-    ("n", "dynamic", "reason"), [(1031, False, "length 1031: longer than 1024"), (8, True, "whose length is not fixed")]
+    ("n", "dynamic", "reason"),
+    [(1031, False, "length 1031: longer than 1024"), (1031, True, "varies up to 2062: longer than 2048")],
 )
 def test_other_lengths_stay_in_eager_with_a_reason(n: int, dynamic: bool, reason: str) -> None:
     with refused(reason):

@@ -14,6 +14,7 @@ import torch
 from trt_dynamo.operators import (  # noqa: F401  an exported graph may have these ops
     attention,
     fake_quantize,
+    fourier,
     recurrent,
     resampling,
 )

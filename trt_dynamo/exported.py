@@ -34,6 +34,7 @@ from trt_dynamo.lowering.modelopt import exportable
 from trt_dynamo.operators import (  # noqa: F401  a graph in a file may have these ops
     attention,
     fake_quantize,
+    fourier,
     recurrent,
     resampling,
 )

@@ -3,13 +3,15 @@
 A transform of length n is a product with a table of 2n by 2n, which rounds as little as torch's own kernels, since the
 table is made in float64. Longer ones are made of two short ones (Cooley and Tukey): n1 * n2 values as a matrix, a
 transform along one dim, a turn of each element, a transform along the other.
+
+Of a length that varies, the table is made at each call, by the op `trt_dynamo::fourier_table`.
 """
 
 from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import torch
 from torch.utils._python_dispatch import _disable_current_modes
@@ -17,7 +19,8 @@ from torch.utils._python_dispatch import _disable_current_modes
 from trt_dynamo.errors import Unsupported
 from trt_dynamo.lowering.complex_arithmetic import conj, mul
 from trt_dynamo.lowering.pairs import Pair, rule
-from trt_dynamo.profiles import dim_of
+from trt_dynamo.operators.fourier import LONGEST_VARYING, POWERS, fourier_table, too_long, turns
+from trt_dynamo.profiles import dim_of, dim_range, range_of
 
 aten = torch.ops.aten
 
@@ -27,12 +30,6 @@ FORWARD, INVERSE = -1, 1
 LONGEST_TABLE = 512
 # and up to this length it is taken where there are no two of at most LONGEST_TABLE, as for a prime.
 LONGEST_ALONE = 1024
-
-
-def turns(rows: torch.Tensor, columns: torch.Tensor, n: int, sign: int) -> torch.Tensor:
-    """`exp(sign * 2j * pi * rows * columns / n)` as pairs of float64, for each row and column."""
-    angle = torch.outer(rows, columns).remainder(n).double() * (sign * 2 * math.pi / n)
-    return torch.stack([angle.cos(), angle.sin()], -1)
 
 
 @functools.lru_cache(maxsize=16)
@@ -95,13 +92,32 @@ def factors(n: int) -> tuple[int, int] | None:
     return None
 
 
-def length_of(x: torch.Tensor, dim: int) -> int:
+def length_of(x: torch.Tensor, dim: int) -> int | torch.SymInt:
     """The length of a transform along a dim."""
-    n = dim_of(x.shape[dim])
-    if not isinstance(n, int):
-        raise Unsupported("a Fourier transform whose length is not fixed")
-    factors(n)
-    return n
+    return sound(x.shape[dim])
+
+
+def sound(length: int | torch.SymInt) -> int | torch.SymInt:
+    """The length; a SymInt only of what varies.
+
+    Raises:
+        Unsupported: a transform of such a length would take too large a table.
+    """
+    n = dim_of(length)
+    if isinstance(n, int):
+        factors(n)
+        return n
+    assert isinstance(length, torch.SymInt)
+    env = length.node.shape_env
+    longest = dim_range(n, {symbol: range_of(symbol, env) for symbol in n.free_symbols}).max
+    if longest > LONGEST_VARYING:
+        raise Unsupported(too_long(longest))
+    return length
+
+
+def scale_of(n: int, normalization: int) -> float:
+    scale: float = n ** POWERS[normalization]
+    return scale
 
 
 def product(rows: torch.Tensor, table: torch.Tensor) -> torch.Tensor:
@@ -110,11 +126,32 @@ def product(rows: torch.Tensor, table: torch.Tensor) -> torch.Tensor:
     return result
 
 
-def transform(x: Pair, dim: int, sign: int, scale: float) -> Pair:
+def transform(x: Pair, dim: int, sign: int, normalization: int) -> Pair:
     """The transform along a dim (counted from the front)."""
     n = length_of(x.value, dim)
     value = x.value.movedim(dim, -2)
-    return Pair(last_transformed(value, n, sign, scale).movedim(-2, dim))
+    if isinstance(n, int):
+        whole = last_transformed(value, n, sign, scale_of(n, normalization))
+    else:
+        whole = varying_transformed(value, n, sign, normalization)
+    return Pair(whole.movedim(-2, dim))
+
+
+def varying_transformed(value: torch.Tensor, n: torch.SymInt, sign: int, normalization: int) -> torch.Tensor:
+    """The transform of pairs along the dim before that of the parts, whose length varies."""
+    turn = fourier_table(n, n, sign, normalization, value.device)
+    turned = torch.stack([-turn[..., 1], turn[..., 0]], -1)
+    table = torch.stack([turn, turned], 1).reshape(2 * n, 2 * n)
+    return torch.unflatten(flat_product(value.flatten(-2), table), -1, (n, 2))
+
+
+def flat_product(rows: torch.Tensor, table: torch.Tensor) -> torch.Tensor:
+    """Each row times the table, as one product of two matrices: of two such products of more dims, one along the first
+    dim of reals and one of pairs, RTX 1.7 builds no engine ("CHECK_EQ(dim_count(), stride_order().size()) failed").
+    """
+    if rows.ndim < 3:
+        return product(rows, table)
+    return torch.unflatten(rows.flatten(0, -2) @ table, 0, rows.shape[:-1])
 
 
 def last_transformed(value: torch.Tensor, n: int, sign: int, scale: float) -> torch.Tensor:
@@ -135,11 +172,15 @@ def joined(columns: torch.Tensor, n1: int, n2: int, sign: int) -> torch.Tensor:
     return rows.movedim(-3, -2).flatten(-3, -2)
 
 
-def real_transformed(x: torch.Tensor, dim: int, count: int, scale: float) -> Pair:
-    """The first elements of the transform of reals along a dim."""
+def real_transformed(x: torch.Tensor, dim: int, onesided: bool, normalization: int) -> Pair:
+    """The transform of reals along a dim, or its first half, of which the other half is the conjugate."""
     n = length_of(x, dim)
+    count = n // 2 + 1 if onesided else n
     value = x.movedim(dim, -1)
-    found = factors(n)
+    if not isinstance(n, int):
+        table = fourier_table(n, count, FORWARD, normalization, value.device).flatten(1)
+        return Pair(flat_product(value, table).unflatten(-1, (count, 2)).movedim(-2, dim))
+    found, scale = factors(n), scale_of(n, normalization)
     if found is None:
         flat = product(value, real_table(n, count, FORWARD, scale, value.device))
         return Pair(flat.unflatten(-1, (count, 2)).movedim(-2, dim))
@@ -150,9 +191,12 @@ def real_transformed(x: torch.Tensor, dim: int, count: int, scale: float) -> Pai
     return Pair(whole.narrow(-2, 0, count).movedim(-2, dim))
 
 
-def to_reals(x: Pair, dim: int, n: int, scale: float) -> torch.Tensor:
+def to_reals(x: Pair, dim: int, n: int | torch.SymInt, normalization: int) -> torch.Tensor:
     """The inverse transform of what is conjugate-symmetric and given by its first half."""
     value = x.value.movedim(dim, -2)
+    if not isinstance(n, int):
+        return varying_to_reals(value, n, normalization).movedim(-1, dim)
+    scale = scale_of(n, normalization)
     if factors(n) is None:
         return product(value.flatten(-2), half_table(n, scale, value.device)).movedim(-1, dim)
     mirrored = conj(Pair(value.narrow(-2, 1, (n - 1) // 2).flip(-2))).value
@@ -160,8 +204,15 @@ def to_reals(x: Pair, dim: int, n: int, scale: float) -> torch.Tensor:
     return whole.select(-1, 0).movedim(-1, dim)
 
 
-# torch's numbers for a normalization: none, by the root of the length, by the length.
-SCALES: dict[int, Callable[[int], float]] = {0: lambda n: 1.0, 1: lambda n: 1 / math.sqrt(n), 2: lambda n: 1 / n}
+def varying_to_reals(value: torch.Tensor, n: torch.SymInt, normalization: int) -> torch.Tensor:
+    """The same along the last dim but one. Each element counts twice that has another for a conjugate."""
+    count = n // 2 + 1
+    place = torch.arange(count, device=value.device)
+    middle = place * 2 - n  # type: ignore[operator]
+    times = 2 - torch.eq(place, 0).float() - torch.eq(middle, 0).float()
+    # Of a product of two complex numbers, the real part: with the other sign, the sines are taken off.
+    table = fourier_table(n, count, FORWARD, normalization, value.device).permute(1, 2, 0).reshape(2 * count, n)
+    return flat_product((value * times.unsqueeze(-1)).flatten(-2), table)
 
 
 def front(dims: Sequence[int], rank: int) -> list[int]:
@@ -170,35 +221,28 @@ def front(dims: Sequence[int], rank: int) -> list[int]:
 
 @rule(aten._fft_r2c.default)
 def fft_r2c(x: torch.Tensor, dims: Sequence[int], normalization: int, onesided: bool) -> Pair:
-    dtype, scale = x.dtype, SCALES[normalization]
     *others, last = front(dims, x.ndim)
-    n = length_of(x, last)
-    result = real_transformed(x.float(), last, n // 2 + 1 if onesided else n, scale(n))
+    result = real_transformed(x.float(), last, onesided, normalization)
     for dim in others:
-        result = transform(result, dim, FORWARD, scale(length_of(result.value, dim)))
-    return Pair(result.value.to(dtype))
+        result = transform(result, dim, FORWARD, normalization)
+    return Pair(result.value.to(x.dtype))
 
 
 @rule(aten._fft_c2c.default)
 def fft_c2c(x: Pair, dims: Sequence[int], normalization: int, forward: bool) -> Pair:
-    dtype, scale = x.dtype, SCALES[normalization]
     result = Pair(x.value.float())
     for dim in front(dims, x.ndim):
-        result = transform(result, dim, FORWARD if forward else INVERSE, scale(length_of(result.value, dim)))
-    return Pair(result.value.to(dtype)) if dims else Pair(x.value.clone())
+        result = transform(result, dim, FORWARD if forward else INVERSE, normalization)
+    return Pair(result.value.to(x.dtype)) if dims else Pair(x.value.clone())
 
 
 @rule(aten._fft_c2r.default)
-def fft_c2r(x: Pair, dims: Sequence[int], normalization: int, last_dim_size: int) -> torch.Tensor:
-    n = dim_of(last_dim_size)
-    if not isinstance(n, int):
-        raise Unsupported("a Fourier transform whose length is not fixed")
-    dtype, scale = x.dtype, SCALES[normalization]
+def fft_c2r(x: Pair, dims: Sequence[int], normalization: int, last_dim_size: int | torch.SymInt) -> torch.Tensor:
+    n = sound(last_dim_size)
     *others, last = front(dims, x.ndim)
-    if dim_of(x.shape[last]) != n // 2 + 1:
+    if dim_of(x.shape[last]) != dim_of(n // 2 + 1):
         raise Unsupported("a Fourier transform of more or fewer elements than half its length")
-    factors(n)
     result = Pair(x.value.float())
     for dim in others:
-        result = transform(result, dim, INVERSE, scale(length_of(result.value, dim)))
-    return to_reals(result, last, n, scale(n)).to(dtype)
+        result = transform(result, dim, INVERSE, normalization)
+    return to_reals(result, last, n, normalization).to(x.dtype)
