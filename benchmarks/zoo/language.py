@@ -141,6 +141,27 @@ hugging_face("phi", "PhiForCausalLM", "PhiConfig", **NARROW)
 hugging_face("bloom", "BloomForCausalLM", "BloomConfig", hidden_size=64, n_layer=2, n_head=4, vocab_size=1000)
 hugging_face("mixtral", "MixtralForCausalLM", "MixtralConfig", num_key_value_heads=4, num_local_experts=4, **NARROW)
 hugging_face(
+    "qwen3-moe",
+    "Qwen3MoeForCausalLM",
+    "Qwen3MoeConfig",
+    num_key_value_heads=4,
+    head_dim=32,
+    num_experts=16,
+    num_experts_per_tok=4,
+    moe_intermediate_size=64,
+    **NARROW,
+)
+hugging_face(
+    "gpt-oss",
+    "GptOssForCausalLM",
+    "GptOssConfig",
+    num_key_value_heads=4,
+    head_dim=32,
+    num_local_experts=8,
+    sliding_window=8,
+    **NARROW,
+)
+hugging_face(
     "t5",
     "T5ForConditionalGeneration",
     "T5Config",
