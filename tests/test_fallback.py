@@ -560,7 +560,8 @@ def test_parts_on_cuda(name: str, dynamic: bool) -> None:
 
     fast = compiled(mixed, dynamic=dynamic, fallback="inductor", strict=True)
     side = torch.cuda.Stream()
-    with torch.inference_mode():
+    # No code of other cases: with torch 2.11, one cache and eight processes, a launcher once divided by no rows at all.
+    with torch.inference_mode(), torch._inductor.config.patch(force_disable_caches=True):
         for n in (5, 7, 5):
             torch.manual_seed(n)
             mine = on_cuda(n)
