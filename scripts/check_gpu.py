@@ -24,7 +24,7 @@ import trt_dynamo
 
 PYTEST = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-m", "cuda", "--tb=short"]
 # Only the files that have such tests: the others may need packages that a machine without network lacks.
-MARKED = re.compile(r"mark\.cuda|def test_\w+\([^)]*\bdevice\b")  # the fixture `device` has a CUDA case
+MARKED = re.compile(r"mark\.cuda|def test_\w+\([^)]*\bdevice: torch")  # the fixture `device` has a CUDA case
 FILES = sorted(str(f) for f in Path("tests").glob("test_*.py") if MARKED.search(f.read_text()))
 # Each process takes a part of the GPU's memory: four are safe on any.
 IN_PARALLEL = ["-n", "4"] if importlib.util.find_spec("xdist") else []
