@@ -62,6 +62,17 @@ def multilabel_margin_loss(x: torch.Tensor, target: torch.Tensor, reduction: int
     return (loss.reshape(()) if x.ndim < 2 else loss), is_target
 
 
+def index_fill(x: torch.Tensor, dim: int, index: torch.Tensor, value: torch.Tensor | complex) -> torch.Tensor:
+    """torch's, which before 2.13 writes to a tensor of its own making where `x` is not row-major: AOTAutograd wants no
+    writes.
+    """
+    filler = value if isinstance(value, torch.Tensor) else torch.scalar_tensor(value, dtype=x.dtype, device=x.device)
+    rows = x if x.ndim else x.unsqueeze(0)
+    places = [None] * (dim % rows.ndim) + [index.reshape(-1)]
+    filled: torch.Tensor = aten.index_put(rows, places, filler.to(x.dtype))
+    return filled if x.ndim else filled.squeeze(0).clone()
+
+
 PIECES = 64  # of a window, each a few layers
 
 
@@ -89,6 +100,8 @@ OWN: dict[OpOverload, Callable[..., Any]] = {
     aten.native_batch_norm.default: native_batch_norm,
     aten.multilabel_margin_loss_forward.default: multilabel_margin_loss,
     aten.unfold_backward.default: unfold_backward,
+    aten.index_fill.int_Scalar: index_fill,
+    aten.index_fill.int_Tensor: index_fill,
     aten._native_multi_head_attention.default: multi_head_attention,
     aten._transformer_encoder_layer_fwd.default: encoder_layer,
 }
