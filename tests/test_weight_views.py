@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from tests.compiled import assert_same, compiled
 from trt_dynamo import report
-from trt_dynamo.runtime import SegmentModule
+from trt_dynamo.runtime import SegmentRunner
 
 
 class Chain(nn.Module):
@@ -57,14 +57,14 @@ class Mask(nn.Module):
 def results(monkeypatch: pytest.MonkeyPatch) -> list[list[tuple[int, ...]]]:
     """The shapes of what each segment gives, in order of the segments' making."""
     found: list[list[tuple[int, ...]]] = []
-    start = SegmentModule.__init__
+    start = SegmentRunner.__init__
 
-    def note(self: SegmentModule, name: str, module: Any, *args: Any, **keywords: Any) -> None:
+    def note(self: SegmentRunner, name: str, module: Any, *args: Any, **keywords: Any) -> None:
         start(self, name, module, *args, **keywords)
         (output,) = (node for node in module.graph.nodes if node.op == "output")
         found.append([tuple(node.meta["val"].shape) for node in output.args[0]])
 
-    monkeypatch.setattr(SegmentModule, "__init__", note)
+    monkeypatch.setattr(SegmentRunner, "__init__", note)
     return found
 
 

@@ -32,7 +32,7 @@ from trt_dynamo.precision import Findings, Precision
 from trt_dynamo.precision.recording import BEING_RECORDED, Recording, recall
 from trt_dynamo.registration import release_shared_name, warn_if_taken
 from trt_dynamo.reports import count
-from trt_dynamo.runtime import SegmentModule
+from trt_dynamo.runtime import SegmentModule, SegmentRunner
 from trt_dynamo.runtime.agreement import accuracy_of
 from trt_dynamo.runtime.cuda_graphs import Capture, NotNow
 from trt_dynamo.runtime.guard import Guard
@@ -162,7 +162,7 @@ def refuse_capture() -> None:
 def segment_module(blueprint: Blueprint, name: str) -> SegmentModule:
     """What answers a segment's calls, by engines of this blueprint."""
     segment, settings = blueprint.segment, blueprint.settings
-    return SegmentModule(
+    runner = SegmentRunner(
         name,
         segment.module,
         segment.weight_positions,
@@ -171,6 +171,7 @@ def segment_module(blueprint: Blueprint, name: str) -> SegmentModule:
         None if settings.runtime == "reference" else tensorrt_module.why_no_refit(),
         guard_of(blueprint, name) if settings.verify != "off" else None,
     )
+    return SegmentModule(runner)
 
 
 def guard_of(blueprint: Blueprint, name: str) -> Guard:

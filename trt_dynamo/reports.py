@@ -82,7 +82,7 @@ class Ticker:
 
 
 LOCK = threading.Lock()
-CALLS = Ticker()  # calls of segments that one engine answered for itself
+CALLS = Ticker()  # calls of segments that an engine answered: `engine_calls`
 counts: collections.Counter[str] = collections.Counter()
 reasons: dict[str, collections.Counter[str]] = {}
 seconds: dict[str, float] = dict.fromkeys(TIMERS, 0.0)
@@ -95,10 +95,10 @@ def renew_lock() -> None:
     LOCK = threading.Lock()
 
 
-def count(counter: str, reason: str | None = None, amount: int = 1) -> int:
-    """Adds one, or more, to a counter, and one to the reason under it. Returns the counter."""
+def count(counter: str, reason: str | None = None) -> int:
+    """Adds one to a counter, and to the reason under it. Returns the counter."""
     with LOCK:
-        counts[counter] += amount
+        counts[counter] += 1
         total = counts[counter]
         if reason is None:
             return total
@@ -149,7 +149,7 @@ def report() -> dict[str, Any]:
     """
     with LOCK:
         result: dict[str, Any] = {name: counts[name] for name in COUNTERS}
-        result["engine_calls"] += CALLS.read()
+        result["engine_calls"] = CALLS.read()
         result.update(seconds)
         result["guard_failure_reasons"] = dict(reasons.get("guard_failures", {}))
         result["eager_reasons"] = dict(reasons.get("eager_calls", {}))

@@ -171,19 +171,10 @@ class SegmentRunner:
 class SegmentModule(torch.nn.Module):
     """A `SegmentRunner` where FX wants a module. A module's own attributes are slow to find: a call goes past them."""
 
-    def __init__(
-        self,
-        name: str,
-        module: GraphModule,
-        positions: Sequence[int],
-        make_engine: MakeEngine,
-        settings: Settings,
-        why_no_refit: str | None = None,
-        guard: Guard | None = None,
-    ) -> None:
+    def __init__(self, runner: SegmentRunner) -> None:
         super().__init__()
-        self.runner = SegmentRunner(name, module, positions, make_engine, settings, why_no_refit, guard)
-        self.respond = self.runner.respond
+        self.runner = runner
+        self.respond = runner.respond
 
     def forward(self, *args: Any) -> Results:
         return self.respond(args)

@@ -15,7 +15,7 @@ import torch
 from torch.fx import GraphModule
 
 from trt_dynamo.errors import EngineError
-from trt_dynamo.reports import count
+from trt_dynamo.reports import CALLS
 from trt_dynamo.runtime import profiling
 from trt_dynamo.runtime.cuda_graphs import Capture, Graph, Graphs
 from trt_dynamo.runtime.engine import Engine
@@ -148,7 +148,7 @@ class WholeGraph:
             return None
         for use in graph.uses:
             use.slot.served += 1
-        count("engine_calls", amount=len(graph.uses))
+            CALLS.tick()
         return results
 
 
